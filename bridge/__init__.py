@@ -1,0 +1,1 @@
+"""Measures the quantities of the alignment instability condition on real language models."""

@@ -1,0 +1,80 @@
+"""Batches of tokenised samples on a device, and the logits and log-probabilities of their response tokens."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bridge.data import Sample
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded samples. Response token r sits in row `row[r]` and is predicted at `keep[column[r]]`."""
+
+    indices: tuple[int, ...]  # which samples, in the caller's numbering
+    input_ids: Tensor  # (B, T)
+    attention_mask: Tensor  # (B, T), 1 on tokens
+    keep: Tensor  # (K,) positions whose logits predict some response token of the batch
+    row: Tensor  # (R,)
+    column: Tensor  # (R,)
+    target: Tensor  # (R,) the response tokens themselves
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of response tokens R."""
+        return int(self.target.numel())
+
+
+def make_batches(
+    samples: Sequence[Sample], batch_size: int, pad_id: int, device: torch.device | str
+) -> list[Batch]:
+    """Cut samples into batches of similar length (longest first), always the same for the same samples."""
+    order = sorted(range(len(samples)), key=lambda i: (-len(samples[i].input_ids), i))
+    groups = [order[k : k + batch_size] for k in range(0, len(order), batch_size)]
+    return [_batch(samples, group, pad_id, device) for group in groups]
+
+
+def _batch(
+    samples: Sequence[Sample], indices: Sequence[int], pad_id: int, device: torch.device | str
+) -> Batch:
+    longest = max(len(samples[i].input_ids) for i in indices)
+    ids = torch.full((len(indices), longest), pad_id, dtype=torch.long)
+    attended = torch.zeros_like(ids)
+    response = torch.zeros((len(indices), longest), dtype=torch.bool)
+    for row, i in enumerate(indices):
+        length = len(samples[i].input_ids)
+        ids[row, :length] = torch.tensor(samples[i].input_ids)
+        attended[row, :length] = 1
+        response[row, :length] = torch.tensor(samples[i].response_mask, dtype=torch.bool)
+    response[:, 0] = False  # nothing predicts the first token
+    row_of, position = response.nonzero(as_tuple=True)
+    keep, column = torch.unique(position - 1, return_inverse=True)
+    tensors = (ids, attended, keep, row_of, column, ids[row_of, position])
+    return Batch(tuple(indices), *(t.to(device) for t in tensors))
+
+
+def response_logits(model: torch.nn.Module, batch: Batch) -> Tensor:
+    """Logits (R, vocabulary) at the positions that predict the batch's response tokens."""
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        kept = model(**inputs, logits_to_keep=batch.keep).logits
+    else:
+        kept = model(**inputs).logits[:, batch.keep]
+    return kept[batch.row, batch.column]
+
+
+def log_probabilities(logits: Tensor, batch: Batch) -> Tensor:
+    """log pi of each response token, (R,), written so that it can be differentiated twice."""
+    chosen = logits.gather(1, batch.target[:, None])[:, 0]
+    return chosen - torch.logsumexp(logits, dim=1)
+
+
+def sum_by_row(values: Tensor, batch: Batch) -> Tensor:
+    """Sums over the response tokens of each row: (R,) -> (B,)."""
+    out = torch.zeros(len(batch.indices), dtype=values.dtype, device=values.device)
+    return out.index_add(0, batch.row, values)

@@ -1,0 +1,276 @@
+"""The measurement in stages: direction of the update, scores on the skill's samples, motion of the policy.
+
+Each stage keeps checkpoints in the run folder, so that a killed run goes on where it stopped and gives the
+same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bridge import curvature, output_space, taps
+from bridge.batches import Batch, make_batches
+from bridge.checkpoints import Accumulator, in_order, load_directions, save_directions
+from bridge.curvature import Direction
+from bridge.data import Sample
+from bridge.progress import Progress
+from bridge.store import RunFolder, read_arrays, write_arrays
+from theory.statistics import FisherKind, ScoreStatistics
+
+Optimizer = Literal["sgd", "adamw"]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, the linear modules whose weights are theta, and how to compute on them."""
+
+    model: torch.nn.Module
+    modules: dict[str, torch.nn.Module]
+    pad_id: int
+    batch_size: int
+    memory_bytes: int
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The selected weight matrices by module name."""
+        return {name: module.get_parameter("weight") for name, module in self.modules.items()}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the selected weights are."""
+        return next(iter(self.weights.values())).device
+
+    def batches(self, samples: Sequence[Sample]) -> list[Batch]:
+        """The samples in batches on the device."""
+        return make_batches(samples, self.batch_size, self.pad_id, self.device)
+
+
+@dataclass(frozen=True)
+class Update:
+    """The start of the update path: theta(t) = theta + t v + t^2/2 a, t = learning rate x steps."""
+
+    velocity: Direction
+    acceleration: Direction
+    gradient_squared: dict[str, float]  # |g|^2 by module; |v|^2 = |g|^2 under gradient flow
+    loss: float  # the fine-tuning loss at theta, mean over response tokens
+
+    def norms(self, name: str) -> dict[str, float]:
+        """|v|^2, |a|^2 and v.a of one module."""
+        v, a = {name: self.velocity[name]}, {name: self.acceleration[name]}
+        return {
+            "velocity_squared": curvature.inner_products(v, v)[name],
+            "acceleration_squared": curvature.inner_products(a, a)[name],
+            "velocity_dot_acceleration": curvature.inner_products(v, a)[name],
+        }
+
+
+# ------------------------------------------------------------------------------------- velocity, acceleration
+
+
+def measure_update(
+    subject: Subject,
+    samples: Sequence[Sample],
+    optimizer: Optimizer,
+    adam_batch_size: int,
+    folder: RunFolder,
+    progress: Progress,
+) -> Update:
+    """Velocity and acceleration of a fine-tune on the samples.
+
+    Args:
+        subject: the model and its modules.
+        samples: the fine-tuning rows, tokenised.
+        optimizer: "sgd" (v = -g, a = H g) or "adamw" (v = -M g, a = M H M g with Adam's diagonal M held fixed).
+        adam_batch_size: rows in one of the optimiser's batches, whose gradients' squares make M.
+        folder: the run's folder.
+        progress: where to show the stages.
+
+    """
+    names = list(subject.modules)
+    for weight in subject.weights.values():
+        weight.requires_grad_(True)
+    try:
+        path = folder.checkpoint("velocity.safetensors")
+        if not path.exists():
+            _measure_velocity(subject, samples, optimizer, adam_batch_size, folder, progress)
+        found, meta = load_directions(path, subject.device)
+        velocity = in_order(found["velocity"], names)
+        scale = found.get("preconditioner", -1.0)
+        product = _hessian_product(subject, samples, velocity, folder, progress)
+    finally:
+        for weight in subject.weights.values():
+            weight.requires_grad_(False)
+    if isinstance(scale, float):
+        acceleration = curvature.times(scale, product)
+    else:
+        acceleration = curvature.times(curvature.times(-1.0, scale), product)
+    return Update(velocity, in_order(acceleration, names), meta["gradient_squared"], meta["loss"])
+
+
+def _measure_velocity(
+    subject: Subject,
+    samples: Sequence[Sample],
+    optimizer: Optimizer,
+    adam_batch_size: int,
+    folder: RunFolder,
+    progress: Progress,
+) -> None:
+    """Gradient of the mean token loss, and for AdamW its preconditioner; leaves velocity.safetensors."""
+    weights, adam = subject.weights, optimizer == "adamw"
+    size = adam_batch_size if adam else len(samples)
+    groups = [subject.batches(samples[k : k + size]) for k in range(0, len(samples), size)]
+    steps = [(batch, k == len(group) - 1, group) for group in groups for k, batch in enumerate(group)]
+    kinds = ("total", "current", "second") if adam else ("total",)
+    path = folder.checkpoint("gradient.safetensors")
+    sums = Accumulator(path, lambda: {k: curvature.zeros_like(weights) for k in kinds}, subject.device)
+
+    def body(step: int) -> float:
+        batch, last, group = steps[step]
+        loss = curvature.add_gradient(sums.sums["current" if adam else "total"], subject.model, weights, batch)
+        if adam and last:
+            tokens = sum(b.num_tokens for b in group)
+            for name, current in sums.sums["current"].items():
+                sums.sums["total"][name] += current
+                sums.sums["second"][name] += (current / tokens) ** 2 / len(groups)
+                current.zero_()
+        return loss
+
+    with progress.stage("gradient of the fine-tuning loss", len(steps), sums.done) as tick:
+        sums.run(len(steps), body, tick)
+    tokens = sum(batch.num_tokens for batch, _, _ in steps)
+    gradient = curvature.times(1.0 / tokens, in_order(sums.sums["total"], list(weights)))
+    meta = {"gradient_squared": curvature.inner_products(gradient, gradient), "loss": sums.value / tokens}
+    found = {"velocity": curvature.times(-1.0, gradient)}
+    if adam:
+        found["preconditioner"] = curvature.adam_preconditioner(sums.sums["second"])
+        found["velocity"] = curvature.times(found["preconditioner"], found["velocity"])
+    save_directions(folder.checkpoint("velocity.safetensors"), found, meta)
+    path.unlink()
+
+
+def _hessian_product(
+    subject: Subject, samples: Sequence[Sample], velocity: Direction, folder: RunFolder, progress: Progress
+) -> Direction:
+    """Hessian of the mean token loss times the velocity."""
+    weights, batches = subject.weights, subject.batches(samples)
+    path = folder.checkpoint("hessian_product.safetensors")
+    sums = Accumulator(path, lambda: {"product": curvature.zeros_like(weights)}, subject.device)
+
+    def body(step: int) -> float:
+        curvature.add_hessian_product(
+            sums.sums["product"], subject.model, weights, velocity, batches[step]
+        )
+        return 0.0
+
+    with progress.stage("Hessian-vector product", len(batches), sums.done) as tick:
+        sums.run(len(batches), body, tick)
+    return curvature.times(1.0 / sum(b.num_tokens for b in batches), sums.sums["product"])
+
+
+# ------------------------------------------------------------------------------------------------ scores
+
+
+def measure_scores(
+    subject: Subject,
+    samples: Sequence[Sample],
+    update: Update,
+    fisher: FisherKind,
+    folder: RunFolder,
+    progress: Progress,
+) -> dict[str, ScoreStatistics]:
+    """Score statistics of every module on the skill's samples, by module name."""
+    batches = subject.batches(samples)
+    blocks = taps.group_by_block(list(subject.modules))
+    files = {block: folder.checkpoint(f"scores-{k}.npz") for k, block in enumerate(blocks)}
+    size, order = _blocks_at_once(subject, batches), list(blocks)
+    ranges = [order[k : k + size] for k in range(0, len(order), size)]
+    done = sum(file.exists() for file in files.values())
+    with progress.stage("scores on the skill", 2 * len(blocks), 2 * done) as tick:
+        for names in ranges:
+            missing = [block for block in names if not files[block].exists()]
+            if not missing:
+                continue
+            tape = taps.record(subject.model, missing, batches)
+            for block in missing:
+                tick()
+                found = taps.contract_block(
+                    subject.model,
+                    block,
+                    {name: subject.modules[name] for name in blocks[block]},
+                    tape.records.pop(block),
+                    batches,
+                    [update.velocity, update.acceleration],
+                    subject.memory_bytes // 8,
+                )
+                write_arrays(files[block], _as_arrays(found))
+                tick()
+    labels = tuple(sample.id for sample in samples)
+    out = {}
+    for block, names in blocks.items():
+        arrays = read_arrays(files[block])
+        for name in names:
+            gram, velocity, acceleration = (arrays[f"{name}/{key}"] for key in ("gram", "velocity", "acceleration"))
+            out[name] = ScoreStatistics(
+                gram=gram,
+                velocity=velocity,
+                acceleration=acceleration,
+                dimension=subject.weights[name].numel(),
+                fisher=fisher,
+                labels=labels,
+                **update.norms(name),
+            )
+    return out
+
+
+def _as_arrays(found: dict[str, taps.ModuleScores]) -> dict[str, np.ndarray]:
+    arrays = {}
+    for name, scores in found.items():
+        tensors = {"gram": scores.gram, "velocity": scores.inner[0], "acceleration": scores.inner[1]}
+        arrays |= {f"{name}/{key}": tensor.cpu().numpy() for key, tensor in tensors.items()}
+    return arrays
+
+
+def _blocks_at_once(subject: Subject, batches: Sequence[Batch]) -> int:
+    """How many blocks' inputs and output gradients fit in half the memory that the user allows."""
+    width = getattr(getattr(subject.model, "config", None), "hidden_size", None)
+    widest = width or max(max(weight.shape) for weight in subject.weights.values())
+    itemsize = next(iter(subject.weights.values())).element_size()
+    tokens = sum(batch.input_ids.numel() for batch in batches)
+    return max(1, subject.memory_bytes // 2 // (2 * tokens * widest * itemsize))
+
+
+# ------------------------------------------------------------------------------------------ output space
+
+
+def measure_output_space(
+    subject: Subject,
+    samples: Sequence[Sample],
+    update: Update,
+    times: Float[np.ndarray, " T"],
+    folder: RunFolder,
+    progress: Progress,
+) -> output_space.TokenMoments:
+    """Derivatives of the policy along the path on the skill's samples, in the samples' order."""
+    batches = subject.batches(samples)
+    files = [folder.checkpoint(f"output-{k}.npz") for k in range(len(batches))]
+    done = sum(file.exists() for file in files)
+    with progress.stage("motion of the policy", len(batches), done) as tick:
+        for batch, file in zip(batches, files, strict=True):
+            if not file.exists():
+                moments = output_space.token_moments(
+                    subject.model, subject.modules, update.velocity, update.acceleration, batch, times
+                )
+                write_arrays(file, moments.to_arrays())
+                tick()
+    order = np.argsort([i for batch in batches for i in batch.indices])
+    parts = [read_arrays(file) for file in files]
+    return output_space.TokenMoments(
+        **{name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
+    )

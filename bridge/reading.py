@@ -1,0 +1,139 @@
+"""What the numbers of one aic.json mean for this fine-tune, a line each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of the closing table: a quantity, its value, its interval, and a sentence."""
+
+    name: str
+    value: str
+    interval: str
+    meaning: str
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number as a person reads it; a dash where there is none."""
+    if value is None:
+        return "–"
+    if value != 0 and not 1e-3 <= abs(value) < 1e5:
+        return f"{value:.{digits - 1}e}"
+    return f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:,.0f}"
+
+
+def ratio(value: float, chance: float | None) -> str:
+    """How many times a chance level a value is."""
+    return f"{number(value / chance)} times" if chance else "no chance level for"
+
+
+_REGIMES = {
+    "first-order": "the run ends well before the crossover: damage grows as t², set by the leak",
+    "second-order": "the run ends well after the crossover: damage grows as t⁴, set by the onset coefficient",
+    "mixed": "the run ends around the crossover: leak and acceleration both count",
+    "outside": "the run leaves the window of the expansion: these predictions say how it starts, not how it ends",
+}
+
+
+def lines(result: dict[str, Any], settings: dict[str, Any]) -> list[Line]:
+    """The closing table of `bridge.estimate_aic`.
+
+    Args:
+        result: the content of aic.json.
+        settings: the run's settings, for the learning rate.
+
+    """
+    whole = result["whole_model"]
+    return [*_spectrum_lines(result, whole), *_direction_lines(whole), *_time_lines(whole, settings)]
+
+
+def _line(whole: dict[str, Any], key: str, name: str, meaning: str) -> Line:
+    ends = whole["intervals"].get(key)
+    interval = f"{number(ends[0])} … {number(ends[1])}" if ends else ""
+    return Line(name, number(whole[key]), interval, meaning)
+
+
+def _spectrum_lines(result: dict[str, Any], whole: dict[str, Any]) -> list[Line]:
+    trace = sum(whole["eigenvalues"])
+    nulls, rank, count = whole["nulls"], result["rank"], result["num_samples"]
+    kept = 1 - whole["tail"] / trace if trace else 0.0
+    half = nulls.get("effective_rank_half")
+    return [
+        _line(
+            whole, "sharpness", f"sharpness λ (d = {rank})",
+            f"curvature of the skill in the weakest of its {rank} sharpest directions",
+        ),
+        _line(whole, "tail", "tail", f"curvature outside them; the top {rank} hold {kept:.0%} of the trace"),
+        _line(
+            whole, "effective_rank", "effective rank",
+            f"of at most {count} that {count} samples can show; half of them show {number(half)}: "
+            f"it has {'saturated' if half and whole['effective_rank'] < 1.25 * half else 'not saturated'}",
+        ),
+        Line(
+            "split-half overlap", number(whole["split_half_overlap"]), "",
+            "1 if two halves of the samples agree on the sharp directions, "
+            f"{number(nulls.get('split_half_overlap_random'))} by chance",
+        ),
+        _line(
+            whole, "mean_score_share", "mean score share",
+            "0 where the responses are the model's own (Assumption 1), up to about 1/N by sampling",
+        ),
+    ]  # fmt: skip
+
+
+def _direction_lines(whole: dict[str, Any]) -> list[Line]:
+    nulls, speed = whole["nulls"], whole["velocity_norm"]
+    share = whole["overlap"] / speed if speed else 0.0
+    return [
+        _line(
+            whole, "overlap", "overlap ε",
+            f"{share:.1%} of the update's velocity lies in the sharp directions, "
+            f"{ratio(whole['overlap'], nulls.get('overlap_random'))} a random direction's",
+        ),
+        _line(
+            whole, "leak", "leak",
+            f"speed at which the policy moves from the first step, "
+            f"{ratio(whole['leak'], nulls.get('leak_random'))} a random direction's",
+        ),
+        _line(
+            whole, "leak_exact", "leak, exact over tokens",
+            "the same from the output distributions, without the noise of the drawn tokens",
+        ),
+        _line(
+            whole, "coupling", "coupling γ",
+            "how fast the acceleration bends into the sharp directions (the paper's condition 3)",
+        ),
+        _line(
+            whole, "onset_coefficient", "onset coefficient γ*",
+            "what sets the t⁴ part: the coupling together with the model's own curvature, which γ omits",
+        ),
+    ]  # fmt: skip
+
+
+def _time_lines(whole: dict[str, Any], settings: dict[str, Any]) -> list[Line]:
+    rate, steps = settings["learning_rate"], settings["steps"]
+
+    def in_steps(t: float | None) -> str:
+        return "" if t is None else f" (step {number(t / rate)} of {steps})"
+
+    per_response = "nats of KL per response"
+    return [
+        _line(
+            whole, "crossover", "crossover t_c",
+            f"before it damage grows as t², after it as t⁴{in_steps(whole['crossover'])}",
+        ),
+        Line(
+            "window", number(whole["window"]), "",
+            f"beyond it the second-order expansion is not to be trusted{in_steps(whole['window'])}",
+        ),
+        Line("horizon", number(whole["horizon"]), "", "learning rate × steps of the planned fine-tune"),
+        Line("regime", whole["regime"], "", _REGIMES[whole["regime"]]),
+        _line(
+            whole, "utility_loss_at_horizon", "predicted utility loss",
+            f"{per_response} at the horizon"
+            + (", outside the window: an extrapolation, not a prediction" if whole["regime"] == "outside" else ""),
+        ),
+    ]  # fmt: skip

@@ -1,0 +1,295 @@
+"""Exact per-sample scores of linear layers, without storing them: grams and inner products.
+
+For a linear layer with input x_t and output gradient delta_t the score of sample i is
+G_i = sum_t delta_t x_t^T, over all tokens t of its sequence. The gram of one layer needs the scores of all
+samples at once, but only of that layer. So two sweeps: the first runs the model forwards and backwards and
+keeps what enters each block of layers and the gradient of what leaves it; the second re-runs one block at a
+time over all samples, forms the G_i of one layer, contracts them, and drops them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bridge.batches import Batch, log_probabilities, response_logits, sum_by_row
+from bridge.errors import UserError
+
+_BLOCK = re.compile(r"^(.*?\.\d+)(\.|$)")  # model.layers.3.self_attn.q_proj -> model.layers.3
+
+
+def linear_modules(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """All linear maps of a model by name: torch.nn.Linear and GPT-2's Conv1D."""
+    kinds = {"Linear", "Conv1D"}
+    return {n: m for n, m in model.named_modules() if type(m).__name__ in kinds and _is_matrix(m)}
+
+
+def _is_matrix(module: torch.nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and weight.ndim == 2 and weight.is_floating_point()
+
+
+def select_modules(model: torch.nn.Module, pattern: str | None = None) -> dict[str, torch.nn.Module]:
+    """The linear modules whose weights are theta.
+
+    Args:
+        model: a causal language model.
+        pattern: regular expression searched in module names; None takes every linear module inside the
+            numbered blocks, which are the attention and MLP projections.
+
+    Raises:
+        UserError: if nothing matches, the pattern is no regular expression, or a weight is shared with
+            another parameter (its score would need the other use as well).
+
+    """
+    linear = linear_modules(model)
+    try:
+        regex = re.compile(pattern or _BLOCK.pattern)
+    except re.error as error:
+        raise UserError(f"--modules: expected a regular expression, got {pattern!r} ({error})") from error
+    chosen = {name: module for name, module in linear.items() if regex.search(name)}
+    if not chosen:
+        near = get_close_matches(pattern or "", linear, n=3, cutoff=0.0)
+        raise UserError(
+            f"--modules: no linear module of the model matches {pattern!r}; names look like {', '.join(near)}"
+        )
+    _refuse_shared(model, chosen)
+    return chosen
+
+
+def _refuse_shared(model: torch.nn.Module, chosen: Mapping[str, torch.nn.Module]) -> None:
+    uses: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        uses.setdefault(id(parameter), []).append(name.removesuffix(".weight"))
+    for name, module in chosen.items():
+        others = [use for use in uses[id(module.weight)] if use != name]
+        if others:
+            raise UserError(
+                f"--modules: {name} shares its weight with {', '.join(others)}, so its score is more than one "
+                f"layer's; choose a pattern that leaves it out"
+            )
+
+
+def block_of(name: str) -> str:
+    """The numbered block that holds a module, or the module itself when it stands outside every block."""
+    found = _BLOCK.match(name)
+    return found.group(1) if found else name
+
+
+def group_by_block(names: Sequence[str]) -> dict[str, list[str]]:
+    """Module names by block, in the model's order."""
+    blocks: dict[str, list[str]] = {}
+    for name in names:
+        blocks.setdefault(block_of(name), []).append(name)
+    return blocks
+
+
+# ----------------------------------------------------------------------------------------- first sweep
+
+
+@dataclass
+class BlockRecord:
+    """One block's call on one batch: what entered, how it was called, and the gradient of what left."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    gradient: Tensor | None = None  # of the summed log-probabilities, with respect to the block's output
+
+
+@dataclass
+class Tape:
+    """Records of every batch for some blocks, and the log-probability of every sample."""
+
+    records: dict[str, list[BlockRecord]] = field(default_factory=dict)
+    log_probability: list[Tensor] = field(default_factory=list)  # per batch, (B,)
+
+
+def record(
+    model: torch.nn.Module,
+    blocks: Sequence[str],
+    batches: Sequence[Batch],
+    tick: Callable[[], None] = lambda: None,
+) -> Tape:
+    """First sweep: one forward and backward pass of sum_i l_i, recording the named blocks."""
+    tape = Tape({name: [] for name in blocks})
+    for batch in batches:
+        with _recording(model, tape), torch.enable_grad():
+            tokens = log_probabilities(response_logits(model, batch), batch)
+            _leaf_gradients(tokens.sum())
+        if not torch.isfinite(tokens).all():
+            raise UserError(
+                "expected finite log-probabilities of the skill's responses, got nan or inf: use --dtype "
+                "float32, or look for broken weights"
+            )
+        tape.log_probability.append(sum_by_row(tokens.detach(), batch))
+        tick()
+    return tape
+
+
+def _leaf_gradients(total: Tensor) -> None:
+    if total.requires_grad:
+        total.backward()
+
+
+@contextmanager
+def _recording(model: torch.nn.Module, tape: Tape) -> Iterator[None]:
+    handles = []
+    for index, name in enumerate(tape.records):
+        module = model.get_submodule(name)
+        handles.append(module.register_forward_pre_hook(_entering(tape, name, index == 0), with_kwargs=True))
+        handles.append(module.register_forward_hook(_leaving(tape, name)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _entering(tape: Tape, name: str, is_first: bool) -> Callable:
+    def hook(module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        if not args:
+            raise UserError(f"expected the block {name} to be called with its hidden states first, got none")
+        # The graph starts where the first recorded block does: nothing below it is differentiated.
+        hidden = args[0].detach().requires_grad_() if is_first else args[0]
+        tape.records[name].append(BlockRecord((hidden.detach(), *args[1:]), kwargs))
+        return (hidden, *args[1:]), kwargs
+
+    return hook
+
+
+def _leaving(tape: Tape, name: str) -> Callable:
+    def hook(module: torch.nn.Module, args: tuple, output: Any) -> None:
+        entry = tape.records[name][-1]
+
+        def keep(gradient: Tensor) -> None:
+            entry.gradient = gradient.detach()
+
+        _hidden(output).register_hook(keep)
+
+    return hook
+
+
+def _hidden(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+# ---------------------------------------------------------------------------------------- second sweep
+
+
+@dataclass(frozen=True)
+class ModuleScores:
+    """Contractions of one module's scores over all N samples, in float64."""
+
+    gram: Tensor  # (N, N) s_i . s_j
+    inner: tuple[Tensor, ...]  # one (N,) s_i . b for each direction b
+
+
+def contract_block(
+    model: torch.nn.Module,
+    block: str,
+    modules: Mapping[str, torch.nn.Module],
+    records: Sequence[BlockRecord],
+    batches: Sequence[Batch],
+    directions: Sequence[Mapping[str, Tensor]],
+    chunk_bytes: int,
+) -> dict[str, ModuleScores]:
+    """Second sweep for one block: the contractions of each of its modules.
+
+    Args:
+        model: the model that was recorded.
+        block: name of the block.
+        modules: the selected modules inside it, by name.
+        records: the block's calls, one a batch.
+        batches: the batches, in the same order.
+        directions: tensors b by module name whose inner products with the scores are wanted.
+        chunk_bytes: how much of the scores of one module may stand in memory at once.
+
+    """
+    taps: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in modules}
+    for entry in records:
+        for name, pair in _tap(model.get_submodule(block), modules, entry).items():
+            taps[name].append(pair)
+    order = [i for batch in batches for i in batch.indices]
+    out = {}
+    for name in modules:
+        weight = modules[name].weight
+        assert isinstance(weight, Tensor)
+        shaped = [d[name] for d in directions]
+        out[name] = _contract(taps.pop(name), order, weight, _is_transposed(modules[name]), shaped, chunk_bytes)
+    return out
+
+
+def _is_transposed(module: torch.nn.Module) -> bool:
+    return not isinstance(module, torch.nn.Linear)  # Conv1D stores (in, out)
+
+
+def _tap(
+    block: torch.nn.Module, modules: Mapping[str, torch.nn.Module], entry: BlockRecord
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Inputs (B, T, in) and output gradients (B, T, out) of the block's modules on one batch."""
+    inputs: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
+    handles = []
+
+    def catching(name: str) -> Callable:
+        def hook(module: torch.nn.Module, args: tuple, output: Tensor) -> None:
+            if name in inputs:
+                raise UserError(f"--modules: {name} is used more than once in a forward pass; leave it out")
+            inputs[name], outputs[name] = args[0].detach(), output
+
+        return hook
+
+    for name, module in modules.items():
+        handles.append(module.register_forward_hook(catching(name)))
+    try:
+        with torch.enable_grad():
+            hidden = entry.args[0].detach().requires_grad_()
+            left = _hidden(block(hidden, *entry.args[1:], **entry.kwargs))
+    finally:
+        for handle in handles:
+            handle.remove()
+    gradients = torch.autograd.grad(left, list(outputs.values()), entry.gradient)
+    return {name: (inputs[name], delta) for name, delta in zip(outputs, gradients, strict=True)}
+
+
+def _contract(
+    pairs: Sequence[tuple[Tensor, Tensor]],
+    order: Sequence[int],
+    weight: Tensor,
+    transposed: bool,
+    directions: Sequence[Tensor],
+    chunk_bytes: int,
+) -> ModuleScores:
+    """Gram and inner products, some rows of the weight's shape at a time."""
+    count, (rows, columns) = len(order), weight.shape
+    precision = torch.promote_types(weight.dtype, torch.float32)
+    gram = torch.zeros(count, count, dtype=torch.float64, device=weight.device)
+    inner = [torch.zeros(count, dtype=torch.float64, device=weight.device) for _ in directions]
+    step = max(1, min(rows, chunk_bytes // (count * columns * precision.itemsize)))
+    for start in range(0, rows, step):
+        part = slice(start, min(start + step, rows))
+        scores = torch.empty(count, part.stop - start, columns, dtype=precision, device=weight.device)
+        filled = 0
+        for x, delta in pairs:
+            scores[filled : filled + len(x)] = _scores(x, delta, transposed, part, precision)
+            filled += len(x)
+        flat = scores.flatten(1)
+        gram += (flat @ flat.T).double()
+        for total, direction in zip(inner, directions, strict=True):
+            total += (flat @ direction[part].to(precision).flatten()).double()
+    back = torch.argsort(torch.tensor(order, device=weight.device))
+    gram = (gram + gram.T)[back][:, back] / 2  # the product of a matrix with itself rounds asymmetrically
+    return ModuleScores(gram, tuple(total[back] for total in inner))
+
+
+def _scores(x: Tensor, delta: Tensor, transposed: bool, part: slice, precision: torch.dtype) -> Tensor:
+    """G_i = sum_t delta_t x_t^T in the weight's own layout, rows `part`: (B, rows, columns)."""
+    left, right = (x, delta) if transposed else (delta, x)
+    return torch.bmm(left[..., part].transpose(1, 2).to(precision), right.to(precision))
