@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bridge.data import Sample
+from bridge.data import Sample, collate
 
 
 @dataclass(frozen=True)
@@ -30,28 +30,16 @@ class Batch:
         return int(self.target.numel())
 
 
-def make_batches(
-    samples: Sequence[Sample], batch_size: int, pad_id: int, device: torch.device | str
-) -> list[Batch]:
+def make_batches(samples: Sequence[Sample], batch_size: int, pad_id: int, device: torch.device | str) -> list[Batch]:
     """Cut samples into batches of similar length (longest first), always the same for the same samples."""
     order = sorted(range(len(samples)), key=lambda i: (-len(samples[i].input_ids), i))
     groups = [order[k : k + batch_size] for k in range(0, len(order), batch_size)]
     return [_batch(samples, group, pad_id, device) for group in groups]
 
 
-def _batch(
-    samples: Sequence[Sample], indices: Sequence[int], pad_id: int, device: torch.device | str
-) -> Batch:
-    longest = max(len(samples[i].input_ids) for i in indices)
-    ids = torch.full((len(indices), longest), pad_id, dtype=torch.long)
-    attended = torch.zeros_like(ids)
-    response = torch.zeros((len(indices), longest), dtype=torch.bool)
-    for row, i in enumerate(indices):
-        length = len(samples[i].input_ids)
-        ids[row, :length] = torch.tensor(samples[i].input_ids)
-        attended[row, :length] = 1
-        response[row, :length] = torch.tensor(samples[i].response_mask, dtype=torch.bool)
-    response[:, 0] = False  # nothing predicts the first token
+def _batch(samples: Sequence[Sample], indices: Sequence[int], pad_id: int, device: torch.device | str) -> Batch:
+    arrays = collate([samples[i] for i in indices], pad_id)
+    ids, attended, response = (torch.from_numpy(arrays[k]) for k in ("input_ids", "attention_mask", "response_mask"))
     row_of, position = response.nonzero(as_tuple=True)
     keep, column = torch.unique(position - 1, return_inverse=True)
     tensors = (ids, attended, keep, row_of, column, ids[row_of, position])

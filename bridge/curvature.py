@@ -38,9 +38,7 @@ def zeros_like(weights: Mapping[str, Tensor]) -> Direction:
     }
 
 
-def add_gradient(
-    total: Direction, model: torch.nn.Module, weights: Mapping[str, Tensor], batch: Batch
-) -> float:
+def add_gradient(total: Direction, model: torch.nn.Module, weights: Mapping[str, Tensor], batch: Batch) -> float:
     """Add the gradient of the batch's summed token loss to `total`; returns that summed loss.
 
     Raises:
@@ -96,6 +94,6 @@ def times(scale: float | Mapping[str, Tensor], direction: Mapping[str, Tensor]) 
     return {name: scale[name] * d for name, d in direction.items()}
 
 
-def inner_products(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str, float]:
-    """<a_m, b_m> for every module m, summed in float64."""
-    return {name: float(torch.dot(a[name].flatten().double(), b[name].flatten().double())) for name in a}
+def inner_product(a: Tensor, b: Tensor) -> float:
+    """<a, b> of two tensors of one shape, summed in float64."""
+    return float(torch.dot(a.flatten().double(), b.flatten().double()))

@@ -10,7 +10,7 @@ import numpy as np
 from bridge.chat import ChatFormat
 from bridge.errors import UserError
 from bridge.rows import NAMED_SETS, Message, NamedSet, Row, RowSet, load_rows
-from bridge.samples import Sample, batches, collate, with_response
+from bridge.samples import Sample, collate, with_response
 
 __all__ = [
     "NAMED_SETS",
@@ -21,7 +21,6 @@ __all__ = [
     "Row",
     "RowSet",
     "Sample",
-    "batches",
     "collate",
     "encode_rows",
     "load_rows",

@@ -16,9 +16,9 @@ import tempfile
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from bridge.errors import UserError
 
@@ -71,8 +71,7 @@ def ensure_default(report: Report) -> Path:
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise UserError(
-            f"the default model cannot be kept in {folder.parent}: {reason}; "
-            f"name another folder with {CACHE_VARIABLE}"
+            f"the default model cannot be kept in {folder.parent}: {reason}; name another folder with {CACHE_VARIABLE}"
         ) from error
     return folder
 
@@ -189,7 +188,7 @@ def _read_while_answering(pip: subprocess.Popen[str]) -> list[str]:
     lines: list[str] = []
     answered = threading.Event()
 
-    def read(stream: IO[str]) -> None:
+    def read(stream: Iterable[str]) -> None:
         for line in stream:
             lines.append(line.strip())
             if line.lstrip().startswith(("Collecting", "Downloading", "Using cached", "Processing")):
@@ -215,7 +214,8 @@ def _patience() -> float:
 
 def convert(gguf: Path, folder: Path) -> None:
     """Write the model of a GGUF file as float32 safetensors, with its tokenizer and a note of its source."""
-    from bridge.transformers_setup import quiet_transformers, read_gguf
+    from bridge.loading import read_gguf
+    from bridge.transformers_setup import quiet_transformers
 
     model, tokenizer = read_gguf(gguf)
     # The file's metadata say "smollm": each digit is split off before the words are. transformers leaves that
@@ -239,10 +239,7 @@ def convert(gguf: Path, folder: Path) -> None:
 
 
 def _write_provenance(folder: Path, gguf: Path) -> None:
-    files = {
-        path.name: {"size": path.stat().st_size, "sha256": file_sha256(path)}
-        for path in sorted(folder.iterdir())
-    }
+    files = {path.name: {"size": path.stat().st_size, "sha256": file_sha256(path)} for path in sorted(folder.iterdir())}
     source = {"requirement": REQUIREMENT, "file": gguf.name, "sha256": GGUF_SHA256, "licence": "Apache-2.0"}
     note = {"schema_version": SCHEMA_VERSION, "source": source, "files": files}
     (folder / PROVENANCE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")

@@ -111,9 +111,7 @@ def _refusal(repository: str, error: Any) -> UserError:
             f"{nearest(repository)}"
         )
     if error.response.status_code == 401:
-        return UserError(
-            f"{constants.ENDPOINT} does not accept your token: log in again with `hf auth login`"
-        )
+        return UserError(f"{constants.ENDPOINT} does not accept your token: log in again with `hf auth login`")
     return UserError(f"{constants.ENDPOINT} refused {repository} ({_reason(error)}); {WITHOUT_NETWORK}")
 
 

@@ -12,7 +12,7 @@ alone, so that a new architecture needs no new code.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,15 +34,13 @@ class Jet(torch.Tensor):
     @staticmethod
     def __new__(cls, value: Tensor, first: Tensor, second: Tensor) -> Jet:
         """Bundle three tensors of one shape."""
-        jet: Jet = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls, value.shape, dtype=value.dtype, device=value.device
-        )
+        jet: Jet = torch.Tensor._make_wrapper_subclass(cls, value.shape, dtype=value.dtype, device=value.device)
         jet.parts = (value, first.expand_as(value), second.expand_as(value))
         return jet
 
     @classmethod
     def __torch_function__(
-        cls, func: Callable, types: Sequence[type], args: tuple = (), kwargs: dict | None = None
+        cls, func: Callable, types: Iterable[type], args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         """Apply the rule of `func`, or differentiate that one operation twice by nested forward mode."""
         kwargs = kwargs or {}
@@ -53,15 +51,15 @@ class Jet(torch.Tensor):
         return _RULES.get(name, _nested)(func, args, kwargs)
 
     @classmethod
-    def __torch_dispatch__(
-        cls, func: Any, types: Sequence[type], args: tuple = (), kwargs: dict | None = None
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Iterable[type], args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         """Refuse silently dropping derivatives where an operation bypasses `__torch_function__`."""
         raise UserError(
             f"expected operations with a second derivative, got {func}: choose --modules after it in the model"
         )
 
-    def __repr__(self, **kwargs: Any) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         """Name the shape only: printing must not trigger the rules."""
         return f"Jet(shape={tuple(self.shape)})"
 
@@ -121,9 +119,7 @@ def _product(func: Callable, args: tuple, kwargs: dict) -> Any:
     if isinstance(a, Jet) and isinstance(b, Jet):
         (a0, a1, a2), (b0, b1, b2) = a.parts, b.parts
         cross = func(a1, b1)
-        return Jet(
-            func(a0, b0), func(a1, b0) + func(a0, b1), func(a2, b0) + cross + cross + func(a0, b2)
-        )
+        return Jet(func(a0, b0), func(a1, b0) + func(a0, b1), func(a2, b0) + cross + cross + func(a0, b2))
     if isinstance(a, Jet):
         return Jet(*(func(x, b) for x in a.parts))
     return Jet(*(func(a, x) for x in b.parts))
@@ -159,8 +155,7 @@ def _attention(func: Callable, args: tuple, kwargs: dict) -> Any:
     """scaled_dot_product_attention written out; its fused kernels have no forward mode."""
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
     given = dict(zip(names, args, strict=False)) | kwargs
-    query, key, value, mask = (given.get(name) for name in names[:4])
-    assert query is not None and key is not None and value is not None  # torch has checked its own call
+    query, key, value, mask = given["query"], given["key"], given["value"], given.get("attn_mask")
     if given.get("enable_gqa"):
         groups = query.shape[-3] // key.shape[-3]
         key, value = (x.repeat_interleave(groups, -3) for x in (key, value))
@@ -252,7 +247,12 @@ def _gelu(x: Tensor, approximate: str = "none") -> Derivatives:
 def _nested(func: Callable, args: tuple, kwargs: dict) -> Any:
     """Two nested forward-mode derivatives of one operation (its jets may sit anywhere in its arguments)."""
     found: list[Jet] = []
-    _map_jets(lambda x: found.append(x) or x, (args, kwargs))
+
+    def collect(jet: Jet) -> Jet:
+        found.append(jet)
+        return jet
+
+    _map_jets(collect, (args, kwargs))
     primals = [jet.parts[0] for jet in found]
 
     def along(tau: Tensor) -> Any:
@@ -266,12 +266,13 @@ def _nested(func: Callable, args: tuple, kwargs: dict) -> Any:
     zero = torch.zeros((), dtype=primals[0].dtype, device=primals[0].device)
     one = torch.ones_like(zero)
     try:
-        (value, first), (_, second) = jvp(lambda t: jvp(along, (t,), (one,)), (zero,), (one,))
+        value_and_first, first_and_second = jvp(lambda t: jvp(along, (t,), (one,)), (zero,), (one,))[:2]
     except (NotImplementedError, RuntimeError) as error:
         name = getattr(func, "__name__", str(func))
         raise UserError(
             f"expected operations with a second derivative, got {name} in the model's forward pass: {error}"
         ) from error
+    (value, first), (_, second) = value_and_first, first_and_second
     if isinstance(value, Tensor):
         return Jet(value, first, second)
     return tuple(Jet(*parts) for parts in zip(value, first, second, strict=True))
@@ -306,12 +307,14 @@ _PART_NAMES = (
 _RULES: dict[str, Callable] = {
     **dict.fromkeys(_PART_NAMES.split(), _each_part),
     **dict.fromkeys(_QUERY_NAMES.split(), _query),
-    **dict.fromkeys("cat concat concatenate stack".split(), _joined),
-    **dict.fromkeys("add __add__ __radd__ add_ __iadd__".split(), _add),
-    **dict.fromkeys("sub subtract __sub__ sub_ __isub__".split(), _subtract),
-    **dict.fromkeys("rsub __rsub__".split(), _reverse_subtract),
-    **dict.fromkeys("mul multiply __mul__ __rmul__ mul_ __imul__ matmul __matmul__ bmm mm".split(), _product),
-    **dict.fromkeys("div true_divide __truediv__ div_ __itruediv__".split(), _divide),
+    **dict.fromkeys(["cat", "concat", "concatenate", "stack"], _joined),
+    **dict.fromkeys(["add", "__add__", "__radd__", "add_", "__iadd__"], _add),
+    **dict.fromkeys(["sub", "subtract", "__sub__", "sub_", "__isub__"], _subtract),
+    **dict.fromkeys(["rsub", "__rsub__"], _reverse_subtract),
+    **dict.fromkeys(
+        ["mul", "multiply", "__mul__", "__rmul__", "mul_", "__imul__", "matmul", "__matmul__", "bmm", "mm"], _product
+    ),
+    **dict.fromkeys(["div", "true_divide", "__truediv__", "div_", "__itruediv__"], _divide),
     "linear": _linear,
     "softmax": _softmax,
     "scaled_dot_product_attention": _attention,
@@ -323,17 +326,17 @@ _RULES: dict[str, Callable] = {
     "tanh": _elementwise(_tanh),
     "exp": _elementwise(_exp),
     "rsqrt": _elementwise(_rsqrt),
-    **dict.fromkeys("pow __pow__".split(), _elementwise(_pow)),
+    **dict.fromkeys(["pow", "__pow__"], _elementwise(_pow)),
     "dropout": lambda func, args, kwargs: args[0],  # models are in eval mode
 }
 
 
 # An in-place operation must not touch a part before the products that still need it.
 _IN_PLACE: dict[str, Callable] = {
-    **dict.fromkeys("add_ __iadd__".split(), torch.add),
-    **dict.fromkeys("sub_ __isub__".split(), torch.sub),
-    **dict.fromkeys("mul_ __imul__".split(), torch.mul),
-    **dict.fromkeys("div_ __itruediv__".split(), torch.div),
+    **dict.fromkeys(["add_", "__iadd__"], torch.add),
+    **dict.fromkeys(["sub_", "__isub__"], torch.sub),
+    **dict.fromkeys(["mul_", "__imul__"], torch.mul),
+    **dict.fromkeys(["div_", "__itruediv__"], torch.div),
 }
 
 
@@ -368,8 +371,7 @@ def _moving_forward(module: torch.nn.Module, v: Tensor, a: Tensor) -> Callable[[
         return x @ weight if transposed else F.linear(x, weight)
 
     def forward(x: Tensor) -> Jet:
-        weight, bias = module.weight, module.bias
-        assert isinstance(weight, Tensor)
+        weight, bias = module.get_parameter("weight"), getattr(module, "bias", None)
         v_cast, a_cast = v.to(weight.dtype), a.to(weight.dtype)
         if isinstance(x, Jet):
             still = times(torch.stack(x.parts), weight)

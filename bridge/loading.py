@@ -5,13 +5,16 @@ Nothing here is imported from them before it is needed.
 
 from __future__ import annotations
 
+import importlib.util
+import io
 import re
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bridge.errors import UserError
 from bridge.model_files import read_json
-from bridge.transformers_setup import first_line, quiet_transformers
+from bridge.transformers_setup import first_line, quick_imports, quiet_transformers
 
 if TYPE_CHECKING:
     import torch
@@ -75,7 +78,40 @@ def load_weights(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def _check_keys(folder: Path, found: dict[str, Any]) -> None:
+def read_gguf(path: Path) -> tuple[Any, Any]:
+    """Read a GGUF file: its model, de-quantised to float32 on the CPU, and its tokenizer.
+
+    Raises UserError if a package that this needs is missing, or the file cannot be read or lacks weights.
+    """
+    missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"{path.name} is a GGUF file, which needs: pip install {' '.join(missing)}")
+    with quick_imports():
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+    where = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
+    try:
+        # Its progress bar heeds no setting, so it is caught.
+        with quiet_transformers(), redirect_stderr(io.StringIO()):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                path.parent, dtype=torch.float32, output_loading_info=True, **where
+            )
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
+    except (OSError, ValueError, KeyError, IndexError, NotImplementedError) as error:
+        raise UserError(f"{path} cannot be read as a GGUF model: {first_line(error)}") from error
+    found_model, found = loaded
+    _check_keys(path, found)
+    config = found_model.config
+    # The numbers are float32 now: a model that still calls itself quantised refuses to be saved.
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with quiet_transformers():
+        model = type(found_model)(config)
+    model.load_state_dict(found_model.state_dict())
+    return model.float(), tokenizer
+
+
+def _check_keys(path: Path, found: dict[str, Any]) -> None:
     """UserError if weights are missing, unexpected or of another shape (tied weights are not missing)."""
     mismatched = {item[0] if isinstance(item, tuple) else item for item in found["mismatched_keys"]}
     kinds = {
@@ -86,9 +122,7 @@ def _check_keys(folder: Path, found: dict[str, Any]) -> None:
     faults = [f"{kind}: {_some(keys)}" for kind, keys in kinds.items() if keys]
     if faults or found.get("error_msgs"):
         details = "; ".join([*faults, *map(str, found.get("error_msgs", []))])
-        raise UserError(
-            f"the weights in {folder} do not fit its config.json ({details}); fetch or save it again"
-        )
+        raise UserError(f"the weights in {path} do not fit its configuration ({details}); fetch or save it again")
 
 
 def _some(keys: set[str], shown: int = 4) -> str:
@@ -128,7 +162,7 @@ def build_random(fields: dict[str, Any], dtype: torch.dtype, seed: int) -> PreTr
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.for_model(**fields)
-    with torch.random.fork_rng(devices=[]), quiet_transformers():
+    with quiet_transformers():
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
 

@@ -61,14 +61,9 @@ class Update:
     gradient_squared: dict[str, float]  # |g|^2 by module; |v|^2 = |g|^2 under gradient flow
     loss: float  # the fine-tuning loss at theta, mean over response tokens
 
-    def norms(self, name: str) -> dict[str, float]:
-        """|v|^2, |a|^2 and v.a of one module."""
-        v, a = {name: self.velocity[name]}, {name: self.acceleration[name]}
-        return {
-            "velocity_squared": curvature.inner_products(v, v)[name],
-            "acceleration_squared": curvature.inner_products(a, a)[name],
-            "velocity_dot_acceleration": curvature.inner_products(v, a)[name],
-        }
+    def inner(self, name: str, left: str, right: str) -> float:
+        """Inner product of one module's parts of two directions ("velocity", "acceleration")."""
+        return curvature.inner_product(getattr(self, left)[name], getattr(self, right)[name])
 
 
 # ------------------------------------------------------------------------------------- velocity, acceleration
@@ -146,7 +141,10 @@ def _measure_velocity(
         sums.run(len(steps), body, tick)
     tokens = sum(batch.num_tokens for batch, _, _ in steps)
     gradient = curvature.times(1.0 / tokens, in_order(sums.sums["total"], list(weights)))
-    meta = {"gradient_squared": curvature.inner_products(gradient, gradient), "loss": sums.value / tokens}
+    meta = {
+        "gradient_squared": {n: curvature.inner_product(g, g) for n, g in gradient.items()},
+        "loss": sums.value / tokens,
+    }
     found = {"velocity": curvature.times(-1.0, gradient)}
     if adam:
         found["preconditioner"] = curvature.adam_preconditioner(sums.sums["second"])
@@ -164,9 +162,7 @@ def _hessian_product(
     sums = Accumulator(path, lambda: {"product": curvature.zeros_like(weights)}, subject.device)
 
     def body(step: int) -> float:
-        curvature.add_hessian_product(
-            sums.sums["product"], subject.model, weights, velocity, batches[step]
-        )
+        curvature.add_hessian_product(sums.sums["product"], subject.model, weights, velocity, batches[step])
         return 0.0
 
     with progress.stage("Hessian-vector product", len(batches), sums.done) as tick:
@@ -221,16 +217,18 @@ def measure_scores(
                 gram=gram,
                 velocity=velocity,
                 acceleration=acceleration,
+                velocity_squared=update.inner(name, "velocity", "velocity"),
+                acceleration_squared=update.inner(name, "acceleration", "acceleration"),
+                velocity_dot_acceleration=update.inner(name, "velocity", "acceleration"),
                 dimension=subject.weights[name].numel(),
                 fisher=fisher,
                 labels=labels,
-                **update.norms(name),
             )
     return out
 
 
 def _as_arrays(found: dict[str, taps.ModuleScores]) -> dict[str, np.ndarray]:
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for name, scores in found.items():
         tensors = {"gram": scores.gram, "velocity": scores.inner[0], "acceleration": scores.inner[1]}
         arrays |= {f"{name}/{key}": tensor.cpu().numpy() for key, tensor in tensors.items()}

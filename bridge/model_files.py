@@ -53,9 +53,7 @@ def weight_files(folder: Path) -> list[Path]:
         missing = [name for name in names if not (folder / name).is_file()]
         if missing or not names:
             lacking = ", ".join(missing) or "it names none"
-            raise UserError(
-                f"{folder} lacks weight files that its {INDEX_FILE} names ({lacking}): fetch it again"
-            )
+            raise UserError(f"{folder} lacks weight files that its {INDEX_FILE} names ({lacking}): fetch it again")
         return [folder / name for name in names]
     pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
     if pickles:

@@ -22,7 +22,7 @@ from bridge.default_model import Report, default_folder, ensure_default, file_sh
 from bridge.errors import UserError
 from bridge.hub import cached_snapshot, download_snapshot, nearest
 from bridge.model_files import SINGLE_FILE, check_folder, is_whole, weight_files
-from bridge.transformers_setup import quick_imports, read_gguf
+from bridge.transformers_setup import quick_imports
 
 if TYPE_CHECKING:
     import torch
@@ -107,9 +107,7 @@ def resolve(name: str) -> ModelSource:
     if name and path.exists():
         return _resolve_path(name, path.absolute())
     if name.startswith((".", "~")) or path.is_absolute() or name.endswith((".gguf", ".safetensors")):
-        raise UserError(
-            f"no such folder or file: {name}; give a model's folder, an alias or a name on the hub"
-        )
+        raise UserError(f"no such folder or file: {name}; give a model's folder, an alias or a name on the hub")
     if _HUB_NAME.fullmatch(name):
         return ModelSource(name, "hub", name)
     raise UserError(f"unknown model {name!r}: no alias, local folder or name on the hub; {nearest(name)}")
@@ -199,7 +197,7 @@ def _read(source: ModelSource, path: Path, dtype: torch.dtype, seed: int) -> tup
         drawn = json.dumps({"config": fields, "seed": seed, "dtype": str(dtype)}, sort_keys=True)
         return loading.build_random(fields, dtype, seed), tokenizer, hashlib.sha256(drawn.encode()).hexdigest
     if source.kind == "gguf":
-        model, tokenizer = read_gguf(path)
+        model, tokenizer = loading.read_gguf(path)
         return model.to(dtype), tokenizer, partial(file_sha256, path)
     find_hash = _checked_hash if source.kind == "default" else _hash_folder
     return loading.load_weights(path, dtype), loading.load_tokenizer(path), partial(find_hash, path)
@@ -220,9 +218,7 @@ def _checked_hash(folder: Path) -> str:
     found = _hash_folder(folder)
     noted = read_provenance(folder)
     if noted is None or noted["files"][SINGLE_FILE]["sha256"] != found:
-        raise UserError(
-            f"the default model in {folder} has changed on the disk: delete the folder and run again"
-        )
+        raise UserError(f"the default model in {folder} has changed on the disk: delete the folder and run again")
     return found
 
 

@@ -92,12 +92,11 @@ def token_moments(
         losses.append(loss)
     sums = torch.stack([sum_by_row(column, batch) for column in torch.cat(columns, 1)])
     loss = torch.stack([sum_by_row(column, batch) for column in torch.cat(losses, 1)], 1)
-    return TokenMoments(*(row.cpu().numpy() for row in sums), loss.cpu().numpy())
+    first_, second_, leak, quartic, cross = (row.cpu().numpy() for row in sums)
+    return TokenMoments(first_, second_, leak, quartic, cross, loss.cpu().numpy())
 
 
-def _reduce(
-    logits: Tensor, first: Tensor, second: Tensor, target: Tensor, times: Tensor
-) -> tuple[Tensor, Tensor]:
+def _reduce(logits: Tensor, first: Tensor, second: Tensor, target: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
     """Five sums per token (5, R) and the predicted loss (T, R) of R tokens, in float64."""
     p = torch.softmax(logits.double(), 1)
     c1 = first.double() - (p * first).sum(1, keepdim=True)
@@ -122,8 +121,6 @@ def _log_mean_exp(p: Tensor, c1: Tensor, c2: Tensor, t: float) -> Tensor:
     largest = torch.maximum(-c.amin(), c.amax())
     if largest > 600:  # e^c overflows: far outside the expansion's window, but finite all the same
         return torch.logsumexp(p.log() + c, 1)
-    if largest < 1e-4:  # e^c - 1 - c loses digits; its series to c^4/24 is exact to 1e-13 here
-        terms = c * c * (0.5 + c * (1 / 6 + c / 24))
-    else:
-        terms = torch.expm1(c).sub_(c)
+    # For small c the difference e^c - 1 - c loses digits, and its series to c^4/24 is exact to 1e-13.
+    terms = c * c * (0.5 + c * (1 / 6 + c / 24)) if largest < 1e-4 else torch.expm1(c).sub_(c)
     return torch.log1p(terms.mul_(p).sum(1))

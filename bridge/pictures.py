@@ -28,7 +28,7 @@ def spectrum(result: dict[str, Any], squared_norms: np.ndarray) -> bytes:
     shown = values > values.max(initial=0.0) * 1e-12
     left.semilogy(order[shown], values[shown], "o-", color=_DARK, ms=3, label="measured")
     left.semilogy(order, np.maximum(norms_only, 1e-300), "--", color=_MID, label="same norms, orthogonal scores")
-    left.set(xlabel="k", ylabel="eigenvalue $\\lambda_k$ of F  (nats² per unit of weight²)")
+    left.set(xlabel="k", ylabel="eigenvalue $\\lambda_k$ of F")
     trace = values.sum() or 1.0
     right.plot(order, np.cumsum(values) / trace, "o-", color=_DARK, ms=3, label="measured")
     right.plot(order, np.cumsum(norms_only) / (norms_only.sum() or 1.0), "--", color=_MID,
@@ -108,11 +108,12 @@ def prediction(result: dict[str, Any], learning_rate: float) -> bytes:
 
 def _marks(axis: Any, whole: dict[str, Any], t: np.ndarray) -> None:
     for key, style, label in (
-        ("crossover", "-.", "crossover $t_c$"),
+        ("crossover", "-.", "crossover $t_c$ = 2 leak / $\\gamma_*$"),
+        ("crossover_exact", (0, (1, 2)), "the two parts cross"),
         ("horizon", "-", "horizon of the run"),
     ):
         if whole[key] is not None:
-            axis.axvline(whole[key], color="0.35", lw=1.2, ls=style, label=f"{label} = {whole[key]:.2g}")
+            axis.axvline(whole[key], color="0.35", lw=1.2, ls=style, label=f"{label}: {whole[key]:.2g}")
     if whole["window"] is not None and whole["window"] < t.max():
         axis.axvspan(whole["window"], t.max(), color="0.9", zorder=0, label="outside the expansion's window")
 

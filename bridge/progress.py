@@ -37,7 +37,13 @@ class Progress:
 
 def _bar():  # type: ignore[no-untyped-def]  # rich is imported only when a bar is drawn
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
     from rich.progress import Progress as RichProgress
 
     return RichProgress(

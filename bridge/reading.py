@@ -38,6 +38,17 @@ _REGIMES = {
 }
 
 
+BIASED = " †"  # after an interval that the bootstrap's own bias has moved off
+
+
+def biased(whole: dict[str, Any]) -> list[str]:
+    """Quantities whose bootstrap bias is more than half their interval's width."""
+    bias = whole["bootstrap_bias"]
+    return [
+        name for name, (low, high) in whole["intervals"].items() if name in bias and abs(bias[name]) > (high - low) / 2
+    ]
+
+
 def lines(result: dict[str, Any], settings: dict[str, Any]) -> list[Line]:
     """The closing table of `bridge.estimate_aic`.
 
@@ -52,7 +63,7 @@ def lines(result: dict[str, Any], settings: dict[str, Any]) -> list[Line]:
 
 def _line(whole: dict[str, Any], key: str, name: str, meaning: str) -> Line:
     ends = whole["intervals"].get(key)
-    interval = f"{number(ends[0])} … {number(ends[1])}" if ends else ""
+    interval = f"{number(ends[0])} … {number(ends[1])}{BIASED if key in biased(whole) else ''}" if ends else ""
     return Line(name, number(whole[key]), interval, meaning)
 
 
@@ -108,7 +119,11 @@ def _direction_lines(whole: dict[str, Any]) -> list[Line]:
         ),
         _line(
             whole, "onset_coefficient", "onset coefficient γ*",
-            "what sets the t⁴ part: the coupling together with the model's own curvature, which γ omits",
+            "root mean square of the second derivative: γ together with the model's own curvature, and leak²",
+        ),
+        _line(
+            whole, "quartic_exact", "quartic part, exact",
+            "what is left of it without leak², from the output distributions: the policy's own acceleration",
         ),
     ]  # fmt: skip
 
@@ -123,7 +138,11 @@ def _time_lines(whole: dict[str, Any], settings: dict[str, Any]) -> list[Line]:
     return [
         _line(
             whole, "crossover", "crossover t_c",
-            f"before it damage grows as t², after it as t⁴{in_steps(whole['crossover'])}",
+            f"2 leak / γ*: before it damage grows as t², after it as t⁴{in_steps(whole['crossover'])}",
+        ),
+        _line(
+            whole, "crossover_exact", "crossover, exact",
+            f"the same from the exact leak and quartic parts{in_steps(whole['crossover_exact'])}",
         ),
         Line(
             "window", number(whole["window"]), "",

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bridge.reading import Line, lines, number
+from bridge.reading import BIASED, Line, biased, lines, number
 
 _TEMPLATES = Path(__file__).with_name("templates")
 _LEADERS = 15
@@ -17,23 +17,26 @@ _SHOWN_RESPONSES = 5
 def headline(result: dict[str, Any], settings: dict[str, Any]) -> str:
     """One or two sentences that an engineer about to fine-tune wants first."""
     whole = result["whole_model"]
-    turn = whole["crossover"]
-    start = (
-        "The update moves neither the skill's policy nor bends towards it."
-        if turn is None
-        else f"The skill starts to move from the first step (leak {number(whole['leak'])}); "
-        f"acceleration takes over at t = {number(turn)}, step {number(turn / settings['learning_rate'])}."
-        if whole["leak"] > 0
-        else "The update does not move the skill at first order; damage starts as t⁴."
-    )
+    rate, steps, window = settings["learning_rate"], settings["steps"], whole["window"]
+    if whole["crossover"] is None:
+        return "The update neither moves the skill's policy nor accelerates it."
+    if whole["leak"] == 0:
+        start = "The update does not move the skill at first order: damage starts as t⁴."
+    else:
+        start = f"The skill starts to move with the first step, damage growing as t² (leak {number(whole['leak'])})."
+        turn = whole["crossover_exact"] or whole["crossover"]
+        if window is not None and turn > window:
+            start += " Acceleration does not take over while the expansion holds."
+        else:
+            start += f" Acceleration takes over at t = {number(turn)}, step {number(turn / rate)}."
     if whole["regime"] == "outside":
         return (
-            f"{start} The planned {settings['steps']} steps reach t = {number(whole['horizon'])}, beyond the window "
-            f"in which an expansion at the start can be trusted ({number(whole['window'])}): what the run does to "
-            f"the skill has to be measured along it."
+            f"{start} The planned {steps} steps reach t = {number(whole['horizon'])}; an expansion at the start can "
+            f"be trusted up to {number(window)} (step {number(window / rate)}). What happens after that has to be "
+            f"measured along the run."
         )
     return (
-        f"{start} After the planned {settings['steps']} steps the predicted utility loss is "
+        f"{start} After the planned {steps} steps the predicted utility loss is "
         f"{number(whole['utility_loss_at_horizon'])} nats of KL per response."
     )
 
@@ -56,6 +59,8 @@ def print_table(result: dict[str, Any], settings: dict[str, Any]) -> None:
     for line in lines(result, settings):
         table.add_row(line.name, line.value, line.interval, escape(line.meaning))
     console.print(table)
+    if biased(result["whole_model"]):
+        console.print(f"{BIASED.strip()} resampling few samples shifts this quantity: read the width, not the place")
     console.print(escape(headline(result, settings)))
 
 
@@ -82,20 +87,10 @@ def render(
         versions={"transformers": "–", "torch": "–", "alignment-collapse": "–"} | dict(versions),
         headline=headline(result, settings),
         lines=table,
-        biased=_biased(whole),
+        biased=[name.replace("_", " ") for name in biased(whole)],
         pictures={name: base64.b64encode(png).decode() for name, png in pictures.items()},
         leaders=leaders,
         responses=responses[:_SHOWN_RESPONSES],
         n=number,
     )
     return page.encode()
-
-
-def _biased(whole: dict[str, Any]) -> list[str]:
-    """Quantities whose bootstrap bias is more than half their interval's width."""
-    out = []
-    for name, (low, high) in whole["intervals"].items():
-        bias = whole["bootstrap_bias"].get(name)
-        if bias is not None and high > low and abs(bias) > (high - low) / 2:
-            out.append(name.replace("_", " "))
-    return out

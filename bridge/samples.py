@@ -30,9 +30,7 @@ class Sample:
 
     def __post_init__(self) -> None:
         if len(self.input_ids) != len(self.response_mask):
-            raise ValueError(
-                f"sample {self.id}: {len(self.input_ids)} ids but {len(self.response_mask)} mask entries"
-            )
+            raise ValueError(f"sample {self.id}: {len(self.input_ids)} ids but {len(self.response_mask)} mask entries")
         if any(value not in (0, 1) for value in self.response_mask):
             raise ValueError(f"sample {self.id}: response_mask holds other values than 0 and 1")
         if 1 not in self.response_mask or self.response_mask[0]:
@@ -74,14 +72,6 @@ def with_response(
     """A sample whose response was drawn from a model: all of response_ids are response tokens."""
     mask = (0,) * len(prompt_ids) + (1,) * len(response_ids)
     return Sample(set_name, sample_id, (*prompt_ids, *response_ids), mask, group)
-
-
-def batches(samples: Sequence[Sample], batch_size: int) -> list[Int64[np.ndarray, " batch"]]:
-    """Indices of the samples cut into batches in their order, all but the last of batch_size samples."""
-    if batch_size < 1:
-        raise UserError(f"batch size must be at least 1, got {batch_size}")
-    order = np.arange(len(samples), dtype=np.int64)
-    return [order[start : start + batch_size] for start in range(0, len(samples), batch_size)]
 
 
 def collate(samples: Sequence[Sample], pad_id: int) -> dict[str, Int64[np.ndarray, "batch length"]]:

@@ -99,7 +99,7 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / _CHECKPOINTS
         self._started = time.time()
-        self._manifest = {
+        self._manifest: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "command": command,
             "settings": dict(settings),
@@ -134,9 +134,7 @@ class RunFolder:
             previous: dict[str, Any] = json.loads(file.read_text())
             self._compare(previous)
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"--out: expected a run's manifest, got {file} ({error}); choose another folder"
-            ) from error
+            raise UserError(f"--out: expected a run's manifest, got {file} ({error}); choose another folder") from error
         return previous
 
     def _compare(self, previous: dict[str, Any]) -> None:

@@ -72,8 +72,8 @@ def _refuse_shared(model: torch.nn.Module, chosen: Mapping[str, torch.nn.Module]
         others = [use for use in uses[id(module.weight)] if use != name]
         if others:
             raise UserError(
-                f"--modules: {name} shares its weight with {', '.join(others)}, so its score is more than one "
-                f"layer's; choose a pattern that leaves it out"
+                f"--modules: {name} shares its weight with {', '.join(others)}, so its score is not one "
+                f"layer's alone; choose a pattern that leaves it out"
             )
 
 
@@ -219,15 +219,11 @@ def contract_block(
     order = [i for batch in batches for i in batch.indices]
     out = {}
     for name in modules:
-        weight = modules[name].weight
-        assert isinstance(weight, Tensor)
+        weight = modules[name].get_parameter("weight")
         shaped = [d[name] for d in directions]
-        out[name] = _contract(taps.pop(name), order, weight, _is_transposed(modules[name]), shaped, chunk_bytes)
+        transposed = not isinstance(modules[name], torch.nn.Linear)  # Conv1D stores (in, out)
+        out[name] = _contract(taps.pop(name), order, weight, transposed, shaped, chunk_bytes)
     return out
-
-
-def _is_transposed(module: torch.nn.Module) -> bool:
-    return not isinstance(module, torch.nn.Linear)  # Conv1D stores (in, out)
 
 
 def _tap(

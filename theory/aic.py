@@ -219,9 +219,9 @@ def regime(leak: Scalar, onset: Scalar, horizon: Scalar, window: Scalar) -> Regi
 
     ``"outside"`` if the horizon is beyond the window in which the expansion holds; otherwise, with the
     crossover t_c, ``"first-order"`` below ``t_c/3``, where the quartic part ``gamma_*^2 t^4/8`` is less than
-    1/9 of the leak part ``leak^2 t^2/2``; ``"second-order"`` above ``3 t_c``, where it is more than nine times
-    the leak part; and ``"mixed"`` between, where both count. With ``leak = onset = 0`` both parts are zero and
-    neither exceeds the other: ``"mixed"``.
+    1/9 of the leak part ``leak^2 t^2/2``; ``"second-order"`` above ``3 t_c``, where it is more than nine
+    times the leak part; and ``"mixed"`` between, where both count. With ``leak = onset = 0`` both parts are
+    zero and neither exceeds the other: ``"mixed"``.
 
     Args:
         leak: root mean square of l'.

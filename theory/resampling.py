@@ -73,9 +73,9 @@ def half_weights(
 def percentile_interval(values: Float[np.ndarray, " R"], level: float) -> tuple[float, float] | None:
     """The central percentile interval of bootstrap values (Efron 1979), at confidence ``level``.
 
-    Its ends are order statistics with equally many values, at most ``(1 - level) / 2`` of them, outside on each
-    side, so infinite values are allowed; undefined values (NaN) are left out, and the interval is None if no
-    value is defined.
+    Its ends are order statistics with equally many values, a share ``(1 - level) / 2`` at most, outside on
+    each side, so infinite values are allowed; undefined values (NaN) are left out, and the interval is None
+    if no value is defined.
 
     Raises:
         ValueError: if ``level`` is not between 0 and 1.

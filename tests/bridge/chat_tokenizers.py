@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from functools import cache
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import PreTrainedTokenizerFast
 
 CHATML = (
@@ -65,9 +75,7 @@ _LLAMA3_WORDS = (
 _CORPUS = ["the answer is here\n\nuser assistant system\n\n", "an answer, a prompt, hello there\n\n\n"] * 50
 
 
-def byte_level(
-    template: str | None, eos: str = "<|im_end|>", gpt2_words: bool = False
-) -> PreTrainedTokenizerFast:
+def byte_level(template: str | None, eos: str = "<|im_end|>", gpt2_words: bool = False) -> PreTrainedTokenizerFast:
     """Byte-level BPE as in Llama 3 and Qwen, or with gpt2_words as in GPT-2 and SmolLM2."""
     model = Tokenizer.from_str(_byte_level_model(gpt2_words))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, bos_token="<s>", eos_token=eos)
@@ -85,6 +93,13 @@ def _byte_level_model(gpt2_words: bool) -> str:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, special_tokens=_SPECIAL)
     tokenizer.train_from_iterator(_CORPUS, trainer)
+    # As in Llama 3, the tokenizer itself adds <s> when asked for special tokens.
+    tokenizer.post_processor = processors.Sequence(
+        [
+            processors.ByteLevel(trim_offsets=True),
+            processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)]),
+        ]
+    )
     # <think> is one token but, as in Qwen3, not a special one.
     tokenizer.add_tokens([AddedToken("<think>"), AddedToken("</think>")])
     return str(tokenizer.to_str())
@@ -100,9 +115,7 @@ def sentence_piece(template: str) -> PreTrainedTokenizerFast:
     bytes_ = [f"<0x{value:02X}>" for value in range(256)]
     trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=["<unk>", *_SPECIAL, *bytes_])
     tokenizer.train_from_iterator(_CORPUS, trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
     fast.chat_template = template
     return fast
 

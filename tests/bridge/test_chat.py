@@ -35,9 +35,7 @@ ENDS = {
 }
 EOS = ENDS | {"two_ends": "</s>"}
 FORMATS = {name: ChatFormat(byte_level(template, EOS[name])) for name, template in TEMPLATES.items()}
-GPT2_FORMATS = {
-    name: ChatFormat(byte_level(text, EOS[name], gpt2_words=True)) for name, text in TEMPLATES.items()
-}
+GPT2_FORMATS = {name: ChatFormat(byte_level(text, EOS[name], gpt2_words=True)) for name, text in TEMPLATES.items()}
 
 
 def row(*turns: str, system: str | None = None) -> Row:
@@ -102,9 +100,7 @@ def test_the_ids_are_those_of_the_rendered_text(name: str) -> None:
     conversation = row("hello", "an answer")
     fixed = {"enable_thinking": False, "date_string": "26 Jul 2024", "return_dict": False}
     whole = fmt.tokenizer.apply_chat_template(list(conversation.messages), **fixed)
-    prompt = fmt.tokenizer.apply_chat_template(
-        list(conversation.messages[:1]), add_generation_prompt=True, **fixed
-    )
+    prompt = fmt.tokenizer.apply_chat_template(list(conversation.messages[:1]), add_generation_prompt=True, **fixed)
     sample = fmt.encode(conversation, "set", 500)
     assert list(sample.input_ids) == whole
     assert fmt.prompt_ids(conversation) == prompt == list(sample.prompt_ids)
@@ -200,9 +196,7 @@ def test_truncation_on_the_right_keeps_part_of_the_response() -> None:
     assert cut.input_ids == whole.input_ids[: start + 2]
     assert cut.response_mask == whole.response_mask[: start + 2]
     assert cut.response_ids == whole.response_ids[:2]
-    with pytest.raises(
-        UserError, match=rf"rows\.jsonl, line 7: no response token .*{start} tokens.*takes {start}"
-    ):
+    with pytest.raises(UserError, match=rf"rows\.jsonl, line 7: no response token .*{start} tokens.*takes {start}"):
         fmt.encode(row("hello", "the answer is here"), "set", start)
 
 
@@ -261,10 +255,7 @@ def test_rows_whose_rendering_breaks_what_the_probe_found(change: str, reason: s
 
 def test_llama3_trims_the_answer() -> None:
     fmt = ChatFormat(byte_level(LLAMA3, "<|eot_id|>"))
-    assert (
-        fmt.encode(row("hi", "  yes \n"), "s", 100).input_ids
-        == fmt.encode(row("hi", "yes"), "s", 100).input_ids
-    )
+    assert fmt.encode(row("hi", "  yes \n"), "s", 100).input_ids == fmt.encode(row("hi", "yes"), "s", 100).input_ids
 
 
 def test_a_template_that_always_writes_a_thought_has_it_in_the_response() -> None:

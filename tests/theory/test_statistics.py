@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -124,7 +125,7 @@ def test_blocks_add_up_to_the_whole(seed, n_samples, sizes, weighted):
         ScoreStatistics.from_scores(
             whole.scores[:, i:j], whole.v[i:j], whole.a[i:j], weights=whole.weights, fisher="sampled"
         )
-        for i, j in zip(ends, ends[1:], strict=False)
+        for i, j in itertools.pairwise(ends)
     ]
     assert_same(sum(parts), whole.stats(fisher="sampled"), exact=False)
 
