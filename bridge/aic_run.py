@@ -52,6 +52,7 @@ def run(settings: Settings, out: Path | None = None, quiet: bool = False) -> Pat
         "device": loaded.device,
         "threads": _threads(loaded.device),
         "weights_sha256": loaded.weights_hash,
+        "config": short_hash(json.loads(loaded.model.config.to_json_string())),
         "skill_sha256": rows["skill"].sha256,
         "finetune_sha256": rows["finetune"].sha256,
     }

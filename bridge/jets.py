@@ -222,10 +222,15 @@ def _rsqrt(x: Tensor) -> Derivatives:
     return r, -0.5 * cube, 0.75 * cube * r * r
 
 
-def _pow(x: Tensor, exponent: float) -> Derivatives:
+def _pow(x: Tensor, exponent: int | float) -> Derivatives:
     n = exponent
     second = n * (n - 1) * (torch.ones_like(x) if n == 2 else x ** (n - 2))
     return x**n, n * x ** (n - 1), second
+
+
+def _power(func: Callable, args: tuple, kwargs: dict) -> Any:
+    fixed = isinstance(args[0], Jet) and len(args) == 2 and isinstance(args[1], int | float)
+    return (_elementwise(_pow) if fixed else _nested)(func, args, kwargs)
 
 
 def _relu(x: Tensor, inplace: bool = False) -> Derivatives:
@@ -326,7 +331,7 @@ _RULES: dict[str, Callable] = {
     "tanh": _elementwise(_tanh),
     "exp": _elementwise(_exp),
     "rsqrt": _elementwise(_rsqrt),
-    **dict.fromkeys(["pow", "__pow__"], _elementwise(_pow)),
+    **dict.fromkeys(["pow", "__pow__"], _power),
     "dropout": lambda func, args, kwargs: args[0],  # models are in eval mode
 }
 

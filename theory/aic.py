@@ -208,9 +208,7 @@ def _estimate(
         correlation=law.correlation(stats) if moves else None,
         nulls=null_values(stats, whole.eigenvalues, min(rank, whole.numerical_rank), halves, seed),
         intervals={name: ends for name, ends in intervals.items() if ends is not None},
-        bootstrap_bias={
-            name: float(np.mean(v)) - here[name] for name, v in resampled.items() if np.isfinite(v).all()
-        },
+        bootstrap_bias={name: float(np.mean(v)) - here[name] for name, v in resampled.items() if np.isfinite(v).all()},
     )
 
 

@@ -38,8 +38,7 @@ def weighted_functionals(
     support = np.argsort(~held, axis=1, kind="stable")[:, :width]
     step = max(1, _BATCH_BYTES // (8 * width**2))
     batches = [
-        _spectral(stats, weights[i : i + step], support[i : i + step], rank)
-        for i in range(0, len(weights), step)
+        _spectral(stats, weights[i : i + step], support[i : i + step], rank) for i in range(0, len(weights), step)
     ]
     found = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
     found["leak"] = np.sqrt(weights @ stats.velocity**2)

@@ -215,9 +215,7 @@ class ExponentFit(NamedTuple):
     num_points: int
 
 
-def fit_exponent(
-    t: Float[np.ndarray, " T"], u: Float[np.ndarray, " U"], window: tuple[Scalar, Scalar]
-) -> ExponentFit:
+def fit_exponent(t: Float[np.ndarray, " T"], u: Float[np.ndarray, " U"], window: tuple[Scalar, Scalar]) -> ExponentFit:
     """Fit a power law to the positive losses at times inside ``window`` (both ends included).
 
     Raises:

@@ -89,9 +89,7 @@ def percentile_interval(values: Float[np.ndarray, " R"], level: float) -> tuple[
     return float(defined[outside]), float(defined[-1 - outside])
 
 
-def _membership(
-    weights: Float[np.ndarray, " N"], groups: Int[np.ndarray, " M"] | None
-) -> Bool[np.ndarray, "G N"]:
+def _membership(weights: Float[np.ndarray, " N"], groups: Int[np.ndarray, " M"] | None) -> Bool[np.ndarray, "G N"]:
     """Which sample belongs to which group, for the groups whose weight is not zero."""
     numbers = np.arange(len(weights)) if groups is None else groups
     if numbers.shape != weights.shape:

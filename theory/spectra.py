@@ -147,9 +147,7 @@ def mean_score_share(stats: ScoreStatistics) -> float:
     return float(mean_score_shares(stats.gram, stats.sample_weights[None])[0])
 
 
-def mean_score_shares(
-    gram: Float[np.ndarray, "N N"], weights: Float[np.ndarray, "R N"]
-) -> Float[np.ndarray, " R"]:
+def mean_score_shares(gram: Float[np.ndarray, "N N"], weights: Float[np.ndarray, "R N"]) -> Float[np.ndarray, " R"]:
     """:func:`mean_score_share` for each row of sample weights."""
     trace = weights @ gram.diagonal()
     mean_squared = np.sum((weights @ gram) * weights, axis=1)
@@ -205,9 +203,7 @@ def _subspace_inner_products(
     """``U_a^T U_b``, checked."""
     shape = (stats_a.num_samples, stats_b.num_samples)
     if cross.shape != shape:
-        raise ValueError(
-            f"the cross-gram must have shape {shape}, samples of a by samples of b, got {cross.shape}"
-        )
+        raise ValueError(f"the cross-gram must have shape {shape}, samples of a by samples of b, got {cross.shape}")
     if not np.isfinite(cross).all():
         raise ValueError("the cross-gram holds numbers that are not finite")
     if stats_a.dimension != stats_b.dimension:

@@ -78,9 +78,7 @@ class ScoreStatistics:
             set_field(self, name, _finite_scalar(name, getattr(self, name)))
         for name in _SCALARS[:2]:
             if getattr(self, name) < 0:
-                raise ValueError(
-                    f"{name} is a squared norm and cannot be negative, got {getattr(self, name)}"
-                )
+                raise ValueError(f"{name} is a squared norm and cannot be negative, got {getattr(self, name)}")
         if self.weights is not None:
             _check_weights(self.weights)
         if self.dimension < 1:
@@ -176,9 +174,7 @@ class ScoreStatistics:
             ValueError: if there is not one value a sample.
         """
         if values.shape != (self.num_samples,):
-            raise ValueError(
-                f"expected one value for each of the {self.num_samples} samples, got shape {values.shape}"
-            )
+            raise ValueError(f"expected one value for each of the {self.num_samples} samples, got shape {values.shape}")
         return float(self.sample_weights @ values)
 
     def with_curvature(self, curvature: np.ndarray | None) -> ScoreStatistics:
@@ -233,9 +229,7 @@ class ScoreStatistics:
         if index.ndim != 1 or index.size == 0:
             raise ValueError("select() needs a non-empty list of sample indices")
         if index.min() < -self.num_samples or index.max() >= self.num_samples:
-            raise ValueError(
-                f"sample indices must lie in 0..{self.num_samples - 1}, got {index.min()}..{index.max()}"
-            )
+            raise ValueError(f"sample indices must lie in 0..{self.num_samples - 1}, got {index.min()}..{index.max()}")
         weights = None
         if self.weights is not None:
             total = self.weights[index].sum()
@@ -275,9 +269,7 @@ class ScoreStatistics:
         required = (*_ARRAYS[:3], *_SCALARS, "dimension", "text")
         missing = [prefix + name for name in required if prefix + name not in arrays]
         if missing:
-            raise ValueError(
-                f"these arrays hold no score statistics under prefix {prefix!r}: missing {missing}"
-            )
+            raise ValueError(f"these arrays hold no score statistics under prefix {prefix!r}: missing {missing}")
         text = json.loads(np.asarray(arrays[prefix + "text"]).tobytes())
         stored = {name: np.asarray(arrays[prefix + name]) for name in _ARRAYS if prefix + name in arrays}
         return cls(
@@ -331,9 +323,7 @@ def _checked_gram(value: np.ndarray) -> np.ndarray:
     scale = np.abs(gram).max()
     asymmetry = np.abs(gram - gram.T).max()
     if asymmetry > _SYMMETRY_TOLERANCE * scale:
-        raise ValueError(
-            f"gram must be symmetric: entries differ from their transpose by up to {asymmetry:.3g}"
-        )
+        raise ValueError(f"gram must be symmetric: entries differ from their transpose by up to {asymmetry:.3g}")
     if gram.diagonal().min() < 0:
         raise ValueError(
             f"gram has squared norms on its diagonal, which cannot be negative, got {gram.diagonal().min()}"

@@ -36,9 +36,7 @@ def random_problem(seed, n_samples, n_params, *, weighted=False, rank=None):
     if rank is not None:
         scores = rng.normal(size=(n_samples, rank)) @ rng.normal(size=(rank, n_params))
     weights = rng.dirichlet(np.ones(n_samples)) if weighted else None
-    return Problem(
-        scores, rng.normal(size=n_params), rng.normal(size=n_params), rng.normal(size=n_samples), weights
-    )
+    return Problem(scores, rng.normal(size=n_params), rng.normal(size=n_params), rng.normal(size=n_samples), weights)
 
 
 def fisher(problem):

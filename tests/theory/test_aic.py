@@ -49,9 +49,7 @@ def test_estimate_invariances(seed, n_samples, n_params):
     problem = random_problem(seed, n_samples, n_params)
     d = 1 + seed % min(n_samples, n_params)
     rotation = ortho_group.rvs(n_params, random_state=seed)
-    rotated = Problem(
-        problem.scores @ rotation, problem.v @ rotation, problem.a @ rotation, problem.curvature, None
-    )
+    rotated = Problem(problem.scores @ rotation, problem.v @ rotation, problem.a @ rotation, problem.curvature, None)
     order = np.random.default_rng(seed).permutation(n_samples)
     twice = [*range(n_samples), *range(n_samples)]
     base = dense_quantities(problem, d)
@@ -292,9 +290,7 @@ def test_norm_shuffling_averages_over_permutations():
         return np.trace(f) ** 2 / np.trace(f @ f)
 
     stats = ScoreStatistics.from_scores(directions * norms[:, None], np.ones(3), np.ones(3))
-    shuffled = [
-        estimate(stats, 1, resamples=0, seed=s).nulls["effective_rank_norm_shuffled"] for s in range(60)
-    ]
+    shuffled = [estimate(stats, 1, resamples=0, seed=s).nulls["effective_rank_norm_shuffled"] for s in range(60)]
     orders = [np.array(o) for o in np.ndindex(4, 4, 4, 4) if sorted(o) == [0, 1, 2, 3]]
     every = np.array([rank_of(o) for o in orders])
     # 60 means of 20 draws each: standard error of the grand mean

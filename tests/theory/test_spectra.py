@@ -143,9 +143,7 @@ def test_effective_rank_closed_forms():
     assert effective_rank(np.zeros(3)) == 0
     assert effective_rank(np.array([3e300, 1e300])) == pytest.approx(1.6, rel=1e-15)
     assert effective_rank(np.array([3e-300, 1e-300])) == pytest.approx(1.6, rel=1e-15)
-    np.testing.assert_allclose(
-        participation_ratio(np.array([[3.0, 1.0], [0.0, 0.0]])), [1.6, 0.0], rtol=1e-15
-    )
+    np.testing.assert_allclose(participation_ratio(np.array([[3.0, 1.0], [0.0, 0.0]])), [1.6, 0.0], rtol=1e-15)
 
 
 @pytest.mark.parametrize("weighted", [False, True])

@@ -52,9 +52,7 @@ def test_from_scores_holds_the_inner_products():
     assert stats.velocity_dot_acceleration == pytest.approx(problem.v @ problem.a, rel=1e-13)
     assert (stats.dimension, stats.num_samples, stats.fisher) == (6, 4, "empirical")
     assert stats.labels == ("w", "x", "y", "z")
-    assert stats.expectation(stats.velocity) == pytest.approx(
-        problem.weights @ problem.scores @ problem.v, rel=1e-12
-    )
+    assert stats.expectation(stats.velocity) == pytest.approx(problem.weights @ problem.scores @ problem.v, rel=1e-12)
     np.testing.assert_array_equal(stats.second_derivative, stats.acceleration + problem.curvature)
 
 
