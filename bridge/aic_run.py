@@ -47,6 +47,7 @@ def run(settings: Settings, out: Path | None = None, quiet: bool = False) -> Pat
     subject = _subject(loaded, settings)
     chat = ChatFormat(loaded.tokenizer)
     skill, finetune = (_encode(name, rows[name], chat, settings, progress) for name in ("skill", "finetune"))
+    _check_positions(loaded, skill, finetune, settings)
     identity = asdict(settings) | {
         "dtype": loaded.dtype,
         "device": loaded.device,
@@ -63,13 +64,21 @@ def run(settings: Settings, out: Path | None = None, quiet: bool = False) -> Pat
             if settings.fisher == "sampled":
                 skill = _draw(loaded, chat, skill, settings, folder, progress)
             _measure(loaded, subject, skill, finetune, settings, folder, progress)
-        found = json.loads((folder.path / "aic.json").read_text())
+        found = _read_result(folder.path / "aic.json")
     finally:
         folder.close()
     if not quiet:
         report.print_table(found, asdict(settings))
         print(f"\n{folder.path / 'report.html'}")
     return folder.path
+
+
+def _read_result(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"--out: a complete run, but {path} cannot be read; delete the folder and run again") from error
+    return found
 
 
 def _subject(loaded: LoadedModel, settings: Settings) -> Subject:
@@ -96,6 +105,27 @@ def _encode(name: str, rows: RowSet, chat: ChatFormat, settings: Settings, progr
     for line in encoded.skipped:
         progress.say(f"left out: {line}")
     return list(encoded.samples)
+
+
+def _check_positions(
+    loaded: LoadedModel, skill: Sequence[Sample], finetune: Sequence[Sample], settings: Settings
+) -> None:
+    """Refuse rows beyond the model's last position: learned positions end there, others are untrained."""
+    limit = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(limit, int):
+        return
+    for sample in finetune if settings.fisher == "sampled" else [*skill, *finetune]:
+        if len(sample.input_ids) > limit:
+            raise UserError(
+                f"--max-length: expected at most {limit}, the positions that the model has, got {sample.id} of "
+                f"{len(sample.input_ids)} tokens"
+            )
+    longest = max(len(sample.prompt_ids) for sample in skill)
+    if settings.fisher == "sampled" and longest + settings.max_new_tokens > limit:
+        raise UserError(
+            f"--max-new-tokens: expected at most {max(limit - longest, 0)}, since the model has {limit} positions and "
+            f"the longest prompt {longest} tokens, got {settings.max_new_tokens}"
+        )
 
 
 def _draw(

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from bridge.errors import UserError
 
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
+_INTERRUPTED = 130
 
 
 def run_command(command: Callable[[], None]) -> None:
@@ -27,8 +28,16 @@ def run_command(command: Callable[[], None]) -> None:
             raise
         _fail(_memory_advice())
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        _say_stopped()
+        sys.exit(_INTERRUPTED)
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:  # what typer makes of an interrupt
+            _say_stopped()
+        raise
+
+
+def _say_stopped() -> None:
+    print("stopped; the same command goes on from here", file=sys.stderr)
 
 
 def _memory_advice() -> str:

@@ -45,9 +45,10 @@ class Jet(torch.Tensor):
         """Apply the rule of `func`, or differentiate that one operation twice by nested forward mode."""
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if name in _IN_PLACE:
+        if name in _IN_PLACE and isinstance(args[0], Jet):
             args[0].parts = _RULES[name](_IN_PLACE[name], args, kwargs).parts
             return args[0]
+        func = _IN_PLACE.get(name, func)  # a plain tensor cannot hold the result: `x += jet` makes x a jet
         return _RULES.get(name, _nested)(func, args, kwargs)
 
     @classmethod
@@ -76,8 +77,14 @@ def parts_of(x: Any) -> Derivatives:
 
 
 def _each_part(func: Callable, args: tuple, kwargs: dict) -> Any:
-    """Linear operations of one jet (views, sums, casts): the same operation on each part."""
-    outs = [func(args[0].parts[k], *args[1:], **kwargs) for k in range(3)]
+    """Linear operations of the first argument (views, sums, casts): the same operation on each of its parts.
+
+    Any other jet among the arguments gives a shape or a dtype only (type_as, view_as).
+    """
+    x, (rest, kwargs) = args[0], _map_jets(lambda jet: jet.parts[0], (args[1:], kwargs))
+    if not isinstance(x, Jet):
+        return func(x, *rest, **kwargs)
+    outs = [func(part, *rest, **kwargs) for part in x.parts]
     if isinstance(outs[0], Tensor):
         return Jet(*outs)
     return tuple(Jet(*parts) for parts in zip(*outs, strict=True))
@@ -279,8 +286,13 @@ def _nested(func: Callable, args: tuple, kwargs: dict) -> Any:
         ) from error
     (value, first), (_, second) = value_and_first, first_and_second
     if isinstance(value, Tensor):
-        return Jet(value, first, second)
-    return tuple(Jet(*parts) for parts in zip(value, first, second, strict=True))
+        return _moving(value, first, second)
+    return tuple(_moving(*parts) for parts in zip(value, first, second, strict=True))
+
+
+def _moving(value: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """A jet, unless the value is of integers (indices), which do not move."""
+    return Jet(value, first, second) if value.is_floating_point() else value
 
 
 def _map_jets(change: Callable[[Any], Any], tree: Any) -> Any:

@@ -132,7 +132,9 @@ def _time_lines(whole: dict[str, Any], settings: dict[str, Any]) -> list[Line]:
     rate, steps = settings["learning_rate"], settings["steps"]
 
     def in_steps(t: float | None) -> str:
-        return "" if t is None else f" (step {number(t / rate)} of {steps})"
+        if t is None:
+            return ""
+        return f" (step {number(t / rate)} of {steps})" if t <= rate * steps else f" (step {number(t / rate)}, after the run's {steps})"
 
     per_response = "nats of KL per response"
     return [

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bridge.errors import UserError
+from bridge.transformers_setup import quiet_transformers
 
 
 class _InverseTransform:
@@ -74,13 +75,13 @@ def draw_responses(
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
     config = GenerationConfig(
         do_sample=False,  # the processor has made the draw
-        top_k=None,  # generate() would fill it with 50, and warn
         max_new_tokens=max_new_tokens,
         eos_token_id=list(end_token_ids),
         pad_token_id=pad_id,
     )
     processors = LogitsProcessorList([_InverseTransform(streams)])
-    out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=processors)
+    with quiet_transformers():  # it would warn of model defaults that a greedy choice does not use
+        out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=processors)
     return [_until_end(row, set(end_token_ids)) for row in out[:, longest:].tolist()]
 
 

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import platform
+import re
 import resource
 import shutil
 import sys
@@ -105,39 +106,62 @@ class RunFolder:
             "settings": dict(settings),
             "versions": library_versions(),
         }
-        previous = self._previous()
+        self._refuse_foreign()
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = self._acquire()
+        except OSError as error:
+            raise UserError(f"--out: cannot write to {path} ({error.strerror}); choose another folder") from error
+        try:
+            self._resume(self._previous())
+        except BaseException:
+            self.close()
+            raise
+
+    def _refuse_foreign(self) -> None:
+        """Before anything is written: a folder without a manifest must hold nothing of anybody else's."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--out: expected a folder, got the file {self.path}; choose another")
+        if not self.path.exists() or (self.path / "manifest.json").exists():
+            return
+        foreign = sorted(p.name for p in self.path.iterdir() if p.name != ".lock" and not _is_temporary(p))
+        if foreign:
+            raise UserError(
+                f"--out: expected a new or empty folder or an earlier run's, got {self.path} which holds "
+                f"{foreign[0]} and no manifest.json; choose another folder"
+            )
+
+    def _resume(self, previous: dict[str, Any] | None) -> None:
+        """Take over what an earlier process left; the lock is held."""
         self.complete = previous is not None and previous["status"] == "complete"
         self._earlier_seconds = float((previous or {}).get("wall_seconds", 0.0))
-        path.mkdir(parents=True, exist_ok=True)
-        self._lock = self._acquire()
+        for file in [*self.path.glob(".*"), *self.checkpoints.glob(".*")]:
+            if _is_temporary(file):
+                file.unlink()
         if self.complete:
             return
         if previous is None or previous["versions"] != self._manifest["versions"]:
             # Half a run under other libraries is not the same run: its checkpoints would mix two roundings.
             shutil.rmtree(self.checkpoints, ignore_errors=True)
+        self._write_manifest("running", {})  # before the checkpoints: without it the folder would be foreign
         self.checkpoints.mkdir(exist_ok=True)
-        self._write_manifest("running", {})
 
     def _previous(self) -> dict[str, Any] | None:
         file = self.path / "manifest.json"
         if not file.exists():
-            foreign = [p.name for p in self.path.iterdir() if p.name != ".lock"] if self.path.is_dir() else []
-            if foreign:
-                raise UserError(
-                    f"--out: expected a new or empty folder or an earlier run's, got {self.path} which holds "
-                    f"{foreign[0]} and no manifest.json; choose another folder"
-                )
-            if self.path.exists() and not self.path.is_dir():
-                raise UserError(f"--out: expected a folder, got the file {self.path}; choose another")
             return None
         try:
             previous: dict[str, Any] = json.loads(file.read_text())
             self._compare(previous)
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"--out: expected a run's manifest, got {file} ({error}); choose another folder") from error
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            raise UserError(
+                f"--out: expected a run's manifest, got {file} ({type(error).__name__}: {error}); choose another folder"
+            ) from error
         return previous
 
     def _compare(self, previous: dict[str, Any]) -> None:
+        if previous["status"] not in ("running", "complete") or not isinstance(previous["versions"], dict):
+            raise ValueError(f"status {previous['status']!r}")
         ours = {"command": self._manifest["command"], **_flat(self._manifest["settings"])}
         theirs = {"command": previous["command"], **_flat(previous["settings"])}
         names = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
@@ -149,13 +173,19 @@ class RunFolder:
             )
 
     def _acquire(self) -> IO[str]:
-        lock = (self.path / ".lock").open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel frees it when the process dies
-        except OSError as error:
-            lock.close()
-            raise UserError(f"--out: another process is writing {self.path}; wait for it or choose another") from error
-        return lock
+        path = self.path / ".lock"
+        while True:
+            lock = path.open("w")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel frees it when the process dies
+            except BlockingIOError as error:
+                lock.close()
+                raise UserError(
+                    f"--out: another process is writing {self.path}; wait for it or choose another"
+                ) from error
+            if _is_at(lock, path):
+                return lock
+            lock.close()  # its holder removed the file between the two calls
 
     def _write_manifest(self, status: str, extra: Mapping[str, Any]) -> None:
         seconds = self._earlier_seconds + time.time() - self._started
@@ -178,8 +208,21 @@ class RunFolder:
 
     def close(self) -> None:
         """Release the folder to other processes."""
-        self._lock.close()
-        (self.path / ".lock").unlink(missing_ok=True)
+        if not self._lock.closed:
+            (self.path / ".lock").unlink(missing_ok=True)  # while it is still ours
+            self._lock.close()
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _is_temporary(path: Path) -> bool:
+    """Whether a killed `write_atomically` left this file."""
+    return re.fullmatch(r"\..+\.\d+\.tmp", path.name) is not None
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

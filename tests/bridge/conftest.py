@@ -20,6 +20,12 @@ def random_samples(name: str, count: int, vocabulary: int, seed: int, longest: i
     return out
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Matrices of tiny models are slower on two threads than on one."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def tiny() -> TinyTransformer:
     return TinyTransformer()

@@ -38,13 +38,18 @@ class Case:
     scores: Tensor
     gradient: Tensor
     hessian: Tensor
+    adam: Tensor  # Adam's diagonal
+    sample_hessians: Tensor  # (N, n, n)
 
     def update(self, optimizer: str) -> tuple[Tensor, Tensor]:
         """Velocity and acceleration as the definitions say."""
         if optimizer == "sgd":
             return -self.gradient, self.hessian @ self.gradient
-        m = self.oracle.adam_diagonal(FINETUNE, batch=2)
-        return -m * self.gradient, m * (self.hessian @ (m * self.gradient))
+        return -self.adam * self.gradient, self.adam * (self.hessian @ (self.adam * self.gradient))
+
+    def curvature(self, v: Tensor) -> Tensor:
+        """v^T Hess(l_i) v from the dense Hessian of each sample."""
+        return torch.einsum("a,iab,b->i", v, self.sample_hessians, v)
 
 
 @pytest.fixture(scope="module", params=list(MODELS))
@@ -56,7 +61,8 @@ def case(request: pytest.FixtureRequest) -> Case:
     if hasattr(reference, "set_attn_implementation"):
         reference.set_attn_implementation("eager")  # the fused kernels cannot be differentiated twice
     oracle = BruteForce(reference, list(modules))
-    found = oracle.scores(SKILL), oracle.gradient(FINETUNE), oracle.hessian(FINETUNE)
+    found = [oracle.scores(SKILL), oracle.gradient(FINETUNE), oracle.hessian(FINETUNE)]
+    found += [oracle.adam_diagonal(FINETUNE, batch=2), oracle.sample_hessians(SKILL)]
     return Case(model, modules, oracle, tolerance, *found)
 
 
@@ -85,7 +91,7 @@ def measured(
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize(("batch_size", "memory"), [(1, 10**9), (7, 10**9), (7, 4000), (3, 10**5)])
+@pytest.mark.parametrize(("batch_size", "memory"), [(1, 10**9), (7, 4000)])
 def test_all_statistics_equal_brute_force(
     case: Case, tmp_path: Path, batch_size: int, memory: int, optimizer: str
 ) -> None:
@@ -101,15 +107,15 @@ def test_all_statistics_equal_brute_force(
         close(stats.gram, s @ s.T, tolerance)
         close(stats.velocity, s @ v[part], tolerance)
         close(stats.acceleration, s @ a[part], tolerance)
-        close(stats.velocity_squared, float(v[part] @ v[part]), tolerance)
-        close(stats.acceleration_squared, float(a[part] @ a[part]), tolerance)
+        close(stats.velocity_squared, float(v[part] @ v[part]), 2 * tolerance)
+        close(stats.acceleration_squared, float(a[part] @ a[part]), 2 * tolerance)  # a square doubles it
         close(stats.velocity_dot_acceleration, float(v[part] @ a[part]), 30 * tolerance)  # terms cancel
         close(update.gradient_squared[name], float(case.gradient[part] @ case.gradient[part]), tolerance)
         assert stats.dimension == s.shape[1]
     whole = result.whole_model(modules)
     close(whole.gram, case.scores @ case.scores.T, tolerance)
     close(moments.first, case.scores @ v, tolerance)
-    close(moments.second, case.scores @ a + case.oracle.curvature(v, SKILL), tolerance)
+    close(moments.second, case.scores @ a + case.curvature(v), tolerance)
 
 
 def naive_moments(case: Case, v: Tensor, a: Tensor, sample: Sample) -> dict[str, np.ndarray]:
@@ -186,7 +192,7 @@ def test_aic_json_equals_brute_force(case: Case, tmp_path: Path, optimizer: str)
         spectrum = np.linalg.eigvalsh(scores[:, part] @ scores[:, part].T / 7)[::-1]
         close(np.array(entry["eigenvalues"]), spectrum, case.tolerance)
     whole = found["whole_model"]
-    curve = case.oracle.curvature(torch.from_numpy(v), SKILL).numpy()
+    curve = case.curvature(torch.from_numpy(v)).numpy()
     first, second = scores @ v, scores @ a + curve
     leak, onset = np.sqrt(np.mean(first**2)), np.sqrt(np.mean(second**2))
     naive = [naive_moments(case, torch.from_numpy(v), torch.from_numpy(a), s) for s in SKILL]
@@ -240,7 +246,7 @@ def test_predicted_loss_agrees_with_the_real_path_at_its_order(tiny: TinyTransfo
             theta -= t / steps * BruteForceAt(oracle, theta)
         return oracle.utility_loss(theta, SKILL)
 
-    def BruteForceAt(o: BruteForce, theta: Tensor) -> Tensor:  # noqa: N802
+    def BruteForceAt(o: BruteForce, theta: Tensor) -> Tensor:
         return torch.func.grad(o.loss)(theta, FINETUNE)
 
     t = 0.0125

@@ -70,10 +70,9 @@ class BruteForce:
         grads = [self.gradient(samples[k : k + batch]) for k in range(0, len(samples), batch)]
         return 1 / (torch.stack(grads).pow(2).mean(0).sqrt() + 1e-8)
 
-    def curvature(self, v: Tensor, samples: Sequence[Sample]) -> Tensor:
-        """v^T Hess(l_i) v from the dense Hessian of each sample."""
-        dense = jacrev(jacrev(self.log_probability))
-        return torch.stack([v @ dense(self.theta, s) @ v for s in samples])
+    def sample_hessians(self, samples: Sequence[Sample]) -> Tensor:
+        """(N, n, n) Hessians of log pi."""
+        return torch.stack([jacrev(jacrev(self.log_probability))(self.theta, s) for s in samples])
 
     def logit_derivatives(self, v: Tensor, a: Tensor, sample: Sample) -> tuple[Tensor, Tensor, Tensor]:
         """z, z', z'' along theta + tau v + tau^2/2 a."""
