@@ -31,7 +31,9 @@ def plain_passes(loaded: models.LoadedModel, samples: list[Sample], batch_size: 
     start = time.perf_counter()
     for batch in batches:
         labels = batch.input_ids.masked_fill(batch.attention_mask == 0, -100)
-        model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=labels, use_cache=False).loss.backward()
+        model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=labels, use_cache=False
+        ).loss.backward()
         model.zero_grad()
     if loaded.device != "cpu":
         torch.cuda.synchronize()

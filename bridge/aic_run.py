@@ -138,7 +138,7 @@ def _draw(
 ) -> list[Sample]:
     """Replace every sample's response by the model's own, `draws` times a prompt."""
     wanted = [(row, draw) for row in range(len(samples)) for draw in range(settings.draws)]
-    size = 4 * settings.batch_size  # no backward pass: longer batches than elsewhere
+    size = 8 * settings.batch_size  # no backward pass: longer batches than elsewhere
     groups = [wanted[k : k + size] for k in range(0, len(wanted), size)]
     files = [folder.checkpoint(f"responses-{k}.json") for k in range(len(groups))]
     out: list[Sample] = []

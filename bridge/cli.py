@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -14,9 +15,11 @@ _INTERRUPTED = 130
 def run_command(command: Callable[[], None]) -> None:
     """Run a command; a `UserError` becomes one line on standard error and exit code 2.
 
+    NumPy's BLAS is held to one thread: its many small eigenproblems lose time on more, and torch has its own.
     Running out of memory is such an error too: it names the options to lower. Everything else keeps its
     traceback.
     """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when NumPy is imported, which is later
     try:
         command()
     except UserError as error:

@@ -9,10 +9,11 @@ diagonal M moves with v = -M g and a = M H M g. Time is learning rate times step
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -57,20 +58,45 @@ def add_gradient(total: Direction, model: torch.nn.Module, weights: Mapping[str,
 def add_hessian_product(
     total: Direction,
     model: torch.nn.Module,
-    weights: Mapping[str, Tensor],
+    modules: Mapping[str, torch.nn.Module],
     direction: Mapping[str, Tensor],
     batch: Batch,
 ) -> None:
-    """Add (Hessian of the batch's summed token loss) times `direction` to `total`, reverse over reverse."""
-    leaves = list(weights.values())
-    with torch.enable_grad(), twice_differentiable_attention():
-        loss = -log_probabilities(response_logits(model, batch), batch).sum()
-        _finite(loss)
-        grads = torch.autograd.grad(loss, leaves, create_graph=True)
-        cotangents = [direction[name].to(grad.dtype) for name, grad in zip(weights, grads, strict=True)]
-        products = torch.autograd.grad(grads, leaves, grad_outputs=cotangents)
-    for name, product in zip(weights, products, strict=True):
+    """Add (Hessian of the batch's summed token loss) times `direction` to `total`, reverse over reverse.
+
+    The slope along the direction is sum_m sum_t delta_t . (V_m x_t), with x_t and delta_t the inputs and output
+    gradients of module m. Differentiating that needs no weight gradient in the first backward pass.
+    """
+    calls: list[tuple[str, Tensor, Tensor]] = []
+
+    def catching(name: str) -> Callable[..., None]:
+        def hook(module: torch.nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            calls.append((name, args[0], output))
+
+        return hook
+
+    handles = [module.register_forward_hook(catching(name)) for name, module in modules.items()]
+    try:
+        with torch.enable_grad(), twice_differentiable_attention():
+            loss = -log_probabilities(response_logits(model, batch), batch).sum()
+            _finite(loss)
+            deltas = torch.autograd.grad(loss, [output for _, _, output in calls], create_graph=True)
+            slope = loss.new_zeros(())
+            for (name, x, _), delta in zip(calls, deltas, strict=True):
+                slope = slope + (delta * _applied(modules[name], direction[name], x)).sum()
+            weights = [module.get_parameter("weight") for module in modules.values()]
+            products = torch.autograd.grad(slope, weights)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, product in zip(modules, products, strict=True):
         total[name] += product
+
+
+def _applied(module: torch.nn.Module, direction: Tensor, x: Tensor) -> Tensor:
+    """The module's linear map with `direction` in place of its weight."""
+    v = direction.to(x.dtype)
+    return F.linear(x, v) if isinstance(module, torch.nn.Linear) else x @ v  # Conv1D stores (in, out)
 
 
 def _finite(loss: Tensor) -> float:

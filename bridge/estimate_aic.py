@@ -68,7 +68,9 @@ class Settings:
         if self.energy is not None:
             _require(0 < self.energy <= 1, "energy", "a share of the trace in (0, 1]", self.energy)
             _require(self.rank is None, "energy", "one of --rank and --energy", "both")
-        _require(0 < self.learning_rate < float("inf"), "learning_rate", "a positive number", self.learning_rate)
+        # Far beyond any real run, but the fourth power of learning rate x steps is still a float64.
+        _require(1e-30 <= self.learning_rate <= 1e6, "learning_rate", "1e-30 to 1e6", self.learning_rate)
+        _require(self.steps <= 10**12, "steps", "at most 1e12", self.steps)
         _require(0 < self.memory < float("inf"), "memory", "a positive number of GiB", self.memory)
         _require(self.bootstrap >= 0, "bootstrap", "0 or more resamples", self.bootstrap)
         _require(self.seed >= 0, "seed", "0 or more", self.seed)

@@ -24,7 +24,7 @@ def spectrum(result: dict[str, Any], squared_norms: np.ndarray) -> bytes:
     values = np.array(whole["eigenvalues"])
     norms_only = np.sort(squared_norms)[::-1] / len(squared_norms)
     order = np.arange(1, len(values) + 1)
-    figure, (left, right) = _figure(1, 2, (10, 4))
+    figure, (left, right) = _figure(1, 2, (10.0, 4.0))
     shown = values > values.max(initial=0.0) * 1e-12
     left.semilogy(order[shown], values[shown], "o-", color=_DARK, ms=3, label="measured")
     left.semilogy(order, np.maximum(norms_only, 1e-300), "--", color=_MID, label="same norms, orthogonal scores")
@@ -35,6 +35,7 @@ def spectrum(result: dict[str, Any], squared_norms: np.ndarray) -> bytes:
                label="same norms, orthogonal scores")  # fmt: skip
     right.set(xlabel="k", ylabel="share of the trace in the top k", ylim=(0, 1.03))
     for axis in (left, right):
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.axvline(rank, color="0.5", lw=1, ls=":", label=f"d = {rank}")
         axis.legend(frameon=False, fontsize=8)
     left.set_title(f"Fisher ({result['fisher']}), N = {result['num_samples']}", fontsize=10)
@@ -86,7 +87,7 @@ def _heat(axis: Any, grid: np.ndarray, title: str) -> None:
 def prediction(result: dict[str, Any], learning_rate: float) -> bytes:
     """prediction.png: predicted utility loss against t, its leak and quartic parts, crossover and horizon."""
     whole = result["whole_model"]
-    figure, axis = _figure(1, 1, (8, 5))
+    figure, axis = _figure(1, 1, (8.0, 5.0))
     t = np.array([point["t"] for point in whole["predicted_loss_exact"]])
     exact = np.array([point["utility_loss"] or np.nan for point in whole["predicted_loss_exact"]])
     expansion = np.array([point["utility_loss"] or np.nan for point in whole["predicted_loss"]])

@@ -25,9 +25,14 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:,.0f}"
 
 
-def ratio(value: float, chance: float | None) -> str:
-    """How many times a chance level a value is."""
-    return f"{number(value / chance)} times" if chance else "no chance level for"
+def step(t: float, rate: float) -> str:
+    """The step at which a fine-tune reaches time t: a whole number from the first step on."""
+    return number(float(round(t / rate)) if t >= rate else t / rate)
+
+
+def against_chance(value: float, chance: float | None) -> str:
+    """How many times a random direction's value a value is."""
+    return f"{number(value / chance)} times a random direction's" if chance else "a random direction's is 0"
 
 
 _REGIMES = {
@@ -102,12 +107,12 @@ def _direction_lines(whole: dict[str, Any]) -> list[Line]:
         _line(
             whole, "overlap", "overlap ε",
             f"{share:.1%} of the update's velocity lies in the sharp directions, "
-            f"{ratio(whole['overlap'], nulls.get('overlap_random'))} a random direction's",
+            f"{against_chance(whole['overlap'], nulls.get('overlap_random'))}",
         ),
         _line(
             whole, "leak", "leak",
             f"speed at which the policy moves from the first step, "
-            f"{ratio(whole['leak'], nulls.get('leak_random'))} a random direction's",
+            f"{against_chance(whole['leak'], nulls.get('leak_random'))}",
         ),
         _line(
             whole, "leak_exact", "leak, exact over tokens",
@@ -134,7 +139,11 @@ def _time_lines(whole: dict[str, Any], settings: dict[str, Any]) -> list[Line]:
     def in_steps(t: float | None) -> str:
         if t is None:
             return ""
-        return f" (step {number(t / rate)} of {steps})" if t <= rate * steps else f" (step {number(t / rate)}, after the run's {steps})"
+        return (
+            f" (step {step(t, rate)} of {steps})"
+            if t <= rate * steps
+            else f" (step {step(t, rate)}; the run has {steps})"
+        )
 
     per_response = "nats of KL per response"
     return [

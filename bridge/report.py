@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bridge.reading import BIASED, Line, biased, lines, number
+from bridge.reading import BIASED, Line, biased, lines, number, step
 
 _TEMPLATES = Path(__file__).with_name("templates")
 _LEADERS = 15
@@ -28,11 +28,11 @@ def headline(result: dict[str, Any], settings: dict[str, Any]) -> str:
         if window is not None and turn > window:
             start += " Acceleration does not take over while the expansion holds."
         else:
-            start += f" Acceleration takes over at t = {number(turn)}, step {number(turn / rate)}."
+            start += f" Acceleration takes over at t = {number(turn)}, step {step(turn, rate)}."
     if whole["regime"] == "outside":
         return (
             f"{start} The planned {steps} steps reach t = {number(whole['horizon'])}; an expansion at the start can "
-            f"be trusted up to {number(window)} (step {number(window / rate)}). What happens after that has to be "
+            f"be trusted up to {number(window)} (step {step(window, rate)}). What happens after that has to be "
             f"measured along the run."
         )
     return (

@@ -139,6 +139,7 @@ class RunFolder:
             if _is_temporary(file):
                 file.unlink()
         if self.complete:
+            shutil.rmtree(self.checkpoints, ignore_errors=True)  # killed between the last two steps
             return
         if previous is None or previous["versions"] != self._manifest["versions"]:
             # Half a run under other libraries is not the same run: its checkpoints would mix two roundings.

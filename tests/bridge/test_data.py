@@ -1,4 +1,4 @@
-"""Reading sets of conversations, choosing rows, samples and batches."""
+"""Reading sets of conversations, choosing rows, and samples."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from bridge.data import (
     ChatFormat,
     Row,
     Sample,
-    batches,
     collate,
     encode_rows,
     load_rows,
@@ -350,14 +349,6 @@ def test_drawn_responses_are_response_tokens_as_a_whole() -> None:
     assert sample == Sample("a", "a:1/0", (1, 2, 3, 4, 5), (0, 0, 1, 1, 1), 1)
     with pytest.raises(ValueError, match="no response token"):
         with_response([1, 2], [], set_name="a", sample_id="a:1/0", group=1)
-
-
-def test_batches_hold_every_sample_once_in_order() -> None:
-    samples = [with_response([0], [1], set_name="a", sample_id="a", group=0)] * 7
-    assert [batch.tolist() for batch in batches(samples, 3)] == [[0, 1, 2], [3, 4, 5], [6]]
-    assert batches([], 3) == []
-    with pytest.raises(UserError, match="at least 1, got 0"):
-        batches(samples, 0)
 
 
 def test_collating_pads_on_the_right() -> None:

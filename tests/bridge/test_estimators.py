@@ -276,7 +276,7 @@ def test_hessian_product_is_symmetric_and_linear(case: Case) -> None:
     for direction in directions:
         total = curvature.zeros_like(weights)
         for batch in batches:
-            curvature.add_hessian_product(total, case.model, weights, direction, batch)
+            curvature.add_hessian_product(total, case.model, case.modules, direction, batch)
         products.append(total)
     for weight in weights.values():
         weight.requires_grad_(False)
