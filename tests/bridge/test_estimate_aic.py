@@ -20,6 +20,7 @@ from bridge.store import read_arrays
 from tests.bridge.tiny_runs import SCRIPT, command, make_workplace, options, tiny_settings, write_rows
 from tests.oracles.brute_force import BruteForce
 from theory import aic, onset
+from theory.resampling import bootstrap_weights
 from theory.statistics import ScoreStatistics
 
 FILES = [
@@ -302,6 +303,19 @@ def test_draws_are_counted_as_samples_and_resampled_by_prompt(gpt2: Path) -> Non
         assert first.group == second.group
         assert (first.id[-2:], second.id[-2:]) == ("#1", "#2")
     assert any(a.response_ids != b.response_ids for a, b in zip(skill[::2], skill[1::2], strict=True))
+    arrays, found = read_arrays(folder / "statistics.npz"), read(folder)
+    name, block = next(iter(found["blocks"].items()))
+    statistics = ScoreStatistics.from_arrays(arrays, f"{name}/")
+    together, apart = (
+        aic.estimate(statistics, 12, groups=groups, resamples=20, seed=0).as_dict()["intervals"]
+        for groups in (np.repeat(np.arange(6), 2), None)
+    )
+    assert block["intervals"] == together
+    assert block["intervals"] != apart
+    drawn = bootstrap_weights(np.full(12, 1 / 12), 20, 0, np.repeat(np.arange(6), 2))
+    values = np.sqrt(drawn @ arrays["output_space/leak_variance"])
+    ends = [values.min(), values.max()]  # of 20 resamples none lies outside a 95 % interval
+    assert found["whole_model"]["intervals"]["leak_exact"] == pytest.approx(ends, rel=1e-12)
 
 
 def test_one_sample_and_one_row_are_enough(gpt2: Path) -> None:

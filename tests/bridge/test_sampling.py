@@ -113,7 +113,9 @@ def test_impossible_tokens_are_never_drawn(uniform: float, dtype: torch.dtype) -
 
 def test_the_draw_is_the_quantile_of_the_uniform() -> None:
     p = torch.tensor([[0.1, 0.2, 0.3, 0.4]], dtype=torch.float64)
-    for uniform, token in [(0.05, 0), (0.15, 1), (0.29, 1), (0.31, 2), (0.59, 2), (0.61, 3), (0.99, 3)]:
+    near = 1e-9  # what a softmax in less than float64 would not resolve
+    ends = [(0.1 - near, 0), (0.1 + near, 1), (0.3 - near, 1), (0.3 + near, 2), (0.6 - near, 2), (0.6 + near, 3)]
+    for uniform, token in [(0.0, 0), *ends, (0.99, 3)]:
         processor = sampling._InverseTransform([FixedStream(uniform)])
         assert int(processor(torch.zeros(1, 1), p.log()).argmax()) == token
 
