@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--finetune", default="benign")
     parser.add_argument("--num", type=int, nargs="+", default=[64], help="rows of each set")
     parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--keep", type=Path, help="folder in which the runs are kept; must hold none of them yet")
     options, options.more = parser.parse_known_args()
     loaded = models.load(options.model)
     print("| rows of each set | tokens | plain passes (s) | command (s) | ratio | peak memory (GiB) |")
@@ -63,7 +64,7 @@ def main() -> None:
     breakdowns = []
     for num in options.num:
         with tempfile.TemporaryDirectory() as folder:
-            out = Path(folder) / "run"
+            out = (options.keep or Path(folder)) / f"rows-{num}"
             manifest = measure(options, num, out)
             samples = [Sample.from_json(line) for line in (out / "samples.jsonl").read_text().splitlines()]
         plain_passes(loaded, samples[:8], options.batch_size)  # warm-up

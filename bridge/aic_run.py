@@ -54,6 +54,8 @@ def run(settings: Settings, out: Path | None = None, quiet: bool = False) -> Pat
         "threads": _threads(loaded.device),
         "weights_sha256": loaded.weights_hash,
         "config": short_hash(json.loads(loaded.model.config.to_json_string())),
+        # What the tokenizer and its chat template made of the rows is part of what is measured.
+        "tokens": short_hash([[s.id, s.input_ids, s.response_mask, s.group] for s in [*skill, *finetune]]),
         "skill_sha256": rows["skill"].sha256,
         "finetune_sha256": rows["finetune"].sha256,
     }

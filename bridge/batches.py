@@ -30,10 +30,24 @@ class Batch:
         return int(self.target.numel())
 
 
-def make_batches(samples: Sequence[Sample], batch_size: int, pad_id: int, device: torch.device | str) -> list[Batch]:
-    """Cut samples into batches of similar length (longest first), always the same for the same samples."""
+def make_batches(
+    samples: Sequence[Sample],
+    batch_size: int,
+    pad_id: int,
+    device: torch.device | str,
+    max_tokens: int | None = None,
+) -> list[Batch]:
+    """Cut samples into batches of similar length (longest first), always the same for the same samples.
+
+    A batch holds at most batch_size samples, and at most max_tokens tokens (padding included) unless it is of one.
+    """
     order = sorted(range(len(samples)), key=lambda i: (-len(samples[i].input_ids), i))
-    groups = [order[k : k + batch_size] for k in range(0, len(order), batch_size)]
+    groups: list[list[int]] = []
+    while order:
+        longest = len(samples[order[0]].input_ids)
+        size = batch_size if max_tokens is None else max(1, min(batch_size, max_tokens // longest))
+        groups.append(order[:size])
+        order = order[size:]
     return [_batch(samples, group, pad_id, device) for group in groups]
 
 

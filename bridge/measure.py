@@ -7,7 +7,7 @@ same numbers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -25,6 +25,8 @@ from bridge.store import RunFolder, read_arrays, write_arrays
 from theory.statistics import FisherKind, ScoreStatistics
 
 Optimizer = Literal["sgd", "adamw"]
+
+_HESSIAN_TOKENS = 96  # in a batch of the Hessian-vector product, for each row of --batch-size
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,8 @@ def _hessian_product(
     """Hessian of the mean token loss times the velocity."""
     weights = subject.weights
     # Twice differentiating keeps about three times what a gradient keeps.
-    batches = replace(subject, batch_size=max(1, subject.batch_size // 2)).batches(samples)
+    size, tokens = max(1, subject.batch_size // 2), _HESSIAN_TOKENS * subject.batch_size
+    batches = make_batches(samples, size, subject.pad_id, subject.device, tokens)
     path = folder.checkpoint("hessian_product.safetensors")
     sums = Accumulator(path, lambda: {"product": curvature.zeros_like(weights)}, subject.device)
 
