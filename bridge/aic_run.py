@@ -20,7 +20,7 @@ from bridge.models import LoadedModel
 from bridge.progress import Progress
 from bridge.sampling import draw_responses, stream
 from bridge.store import RunFolder, library_versions, short_hash, write_arrays, write_atomically, write_json
-from bridge.taps import select_modules
+from bridge.taps import probe, select_modules
 from theory.statistics import ScoreStatistics
 
 if TYPE_CHECKING:
@@ -56,13 +56,16 @@ def run(settings: Settings, out: Path | None = None, quiet: bool = False) -> Pat
         "config": short_hash(json.loads(loaded.model.config.to_json_string())),
         # What the tokenizer and its chat template made of the rows is part of what is measured.
         "tokens": short_hash([[s.id, s.input_ids, s.response_mask, s.group] for s in [*skill, *finetune]]),
+        "end_token_ids": list(chat.end_token_ids),
         "skill_sha256": rows["skill"].sha256,
         "finetune_sha256": rows["finetune"].sha256,
     }
     name = settings.model.strip("/").replace("/", "--").replace(":", "-")
     folder = RunFolder(out or Path("runs") / "estimate_aic" / f"{name[-60:]}-{short_hash(identity)}", COMMAND, identity)
     try:
-        if not folder.complete:
+        if folder.complete:
+            progress.say(f"complete already: {folder.path}{folder.made_with()}")
+        else:
             if settings.fisher == "sampled":
                 skill = _draw(loaded, chat, skill, settings, folder, progress)
             _measure(loaded, subject, skill, finetune, settings, folder, progress)
@@ -181,6 +184,7 @@ def _measure(
     """All stages from the samples to the finished folder."""
     lines = [replace(s, set=name).to_json() for name, part in (("skill", skill), ("finetune", finetune)) for s in part]
     write_atomically(folder.path / "samples.jsonl", ("\n".join(lines) + "\n").encode())
+    probe(subject.model, subject.modules, subject.batches(finetune[:1])[0])
     update = measure.measure_update(subject, finetune, settings.optimizer, settings.adam_batch_size, folder, progress)
     folder.note_progress()
     modules = measure.measure_scores(subject, skill, update, settings.fisher, folder, progress)

@@ -67,7 +67,9 @@ def response_logits(model: torch.nn.Module, batch: Batch) -> Tensor:
         kept = model(**inputs, logits_to_keep=batch.keep).logits
     else:
         kept = model(**inputs).logits[:, batch.keep]
-    return kept[batch.row, batch.column]
+    chosen = kept[batch.row, batch.column]
+    # Sums over tokens and vocabulary are made in float32 at least, whatever the weights' dtype.
+    return chosen.to(torch.promote_types(chosen.dtype, torch.float32))
 
 
 def log_probabilities(logits: Tensor, batch: Batch) -> Tensor:

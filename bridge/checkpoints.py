@@ -14,6 +14,7 @@ from torch import Tensor
 from bridge.curvature import Direction
 
 _SAVE_EVERY_SECONDS = 30.0
+_SAVE_SHARE = 0.05  # of the time at most, where one save takes long
 
 
 def save_directions(path: Path, directions: Mapping[str, Direction], meta: Mapping[str, object]) -> None:
@@ -61,13 +62,14 @@ class Accumulator:
 
     def run(self, count: int, body: Callable[[int], float], tick: Callable[[], None]) -> None:
         """Call body(k) for every step k not yet done; it changes `sums` in place and returns a number to add."""
-        saved, saved_at = self.done, time.monotonic()
+        saved, saved_at, pause = self.done, time.monotonic(), _SAVE_EVERY_SECONDS
         for step in range(self.done, count):
             self.value += body(step)
             self.done = step + 1
-            if time.monotonic() - saved_at > _SAVE_EVERY_SECONDS:
+            if (now := time.monotonic()) - saved_at > pause:
                 self._save()
                 saved, saved_at = self.done, time.monotonic()
+                pause = max(_SAVE_EVERY_SECONDS, (saved_at - now) / _SAVE_SHARE)
             tick()
         if saved < self.done:
             self._save()

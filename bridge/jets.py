@@ -231,8 +231,8 @@ def _rsqrt(x: Tensor) -> Derivatives:
 
 def _pow(x: Tensor, exponent: int | float) -> Derivatives:
     n = exponent
-    second = n * (n - 1) * (torch.ones_like(x) if n == 2 else x ** (n - 2))
-    return x**n, n * x ** (n - 1), second
+    first, second = (c * x**k if c else torch.zeros_like(x) for c, k in ((n, n - 1), (n * (n - 1), n - 2)))
+    return x**n, first, second
 
 
 def _power(func: Callable, args: tuple, kwargs: dict) -> Any:
@@ -279,6 +279,8 @@ def _nested(func: Callable, args: tuple, kwargs: dict) -> Any:
     one = torch.ones_like(zero)
     try:
         value_and_first, first_and_second = jvp(lambda t: jvp(along, (t,), (one,)), (zero,), (one,))[:2]
+    except torch.OutOfMemoryError:
+        raise
     except (NotImplementedError, RuntimeError) as error:
         name = getattr(func, "__name__", str(func))
         raise UserError(

@@ -20,6 +20,7 @@ from bridge.batches import Batch, make_batches
 from bridge.checkpoints import Accumulator, in_order, load_directions, save_directions
 from bridge.curvature import Direction
 from bridge.data import Sample
+from bridge.errors import UserError
 from bridge.progress import Progress
 from bridge.store import RunFolder, read_arrays, write_arrays
 from theory.statistics import FisherKind, ScoreStatistics
@@ -106,6 +107,7 @@ def measure_update(
         found, meta = load_directions(path, subject.device)
         velocity = in_order(found["velocity"], names)
         scale = found.get("preconditioner", -1.0)
+        _require_finite("velocity", velocity)
         product = _hessian_product(subject, samples, velocity, folder, progress)
     finally:
         for weight in subject.weights.values():
@@ -114,7 +116,14 @@ def measure_update(
         acceleration = curvature.times(scale, product)
     else:
         acceleration = curvature.times(curvature.times(-1.0, scale), product)
+    _require_finite("acceleration", acceleration)
     return Update(velocity, in_order(acceleration, names), meta["gradient_squared"], meta["loss"])
+
+
+def _require_finite(what: str, direction: Direction) -> None:
+    for name, part in direction.items():
+        if not torch.isfinite(part).all():
+            raise UserError(f"expected a finite {what}, got inf or nan in {name}: use --dtype float32")
 
 
 def _measure_velocity(
@@ -207,15 +216,18 @@ def measure_scores(
             tape = taps.record(subject.model, missing, batches)
             for block in missing:
                 tick()
-                found = taps.contract_block(
-                    subject.model,
-                    block,
-                    {name: subject.modules[name] for name in blocks[block]},
-                    tape.records.pop(block),
-                    batches,
-                    [update.velocity, update.acceleration],
-                    subject.chunk_bytes,
-                )
+                found: dict[str, taps.ModuleScores] = {}
+                for part in _modules_at_once(subject, blocks[block], batches):
+                    found |= taps.contract_block(
+                        subject.model,
+                        block,
+                        {name: subject.modules[name] for name in part},
+                        tape.records[block],
+                        batches,
+                        [update.velocity, update.acceleration],
+                        subject.chunk_bytes,
+                    )
+                del tape.records[block]
                 write_arrays(files[block], _as_arrays(found))
                 tick()
     labels = tuple(sample.id for sample in samples)
@@ -255,6 +267,22 @@ def _blocks_at_once(subject: Subject, batches: Sequence[Batch]) -> int:
     return max(1, subject.memory_bytes // 2 // (2 * tokens * widest * itemsize))
 
 
+def _modules_at_once(subject: Subject, names: Sequence[str], batches: Sequence[Batch]) -> list[list[str]]:
+    """The block's modules in groups whose inputs and output gradients fit in half the memory that the user allows."""
+    tokens = sum(batch.input_ids.numel() for batch in batches)
+    groups: list[list[str]] = []
+    room = 0
+    for name in names:
+        weight = subject.weights[name]
+        needed = tokens * sum(weight.shape) * weight.element_size()
+        if not groups or needed > room:
+            groups.append([])
+            room = subject.memory_bytes // 2
+        groups[-1].append(name)
+        room -= needed
+    return groups
+
+
 # ------------------------------------------------------------------------------------------ output space
 
 
@@ -278,6 +306,8 @@ def measure_output_space(
                 )
                 write_arrays(file, moments.to_arrays())
                 tick()
+    if not all(np.isfinite(values).all() for file in files for values in read_arrays(file).values()):
+        raise UserError("expected finite derivatives of the logits along the path, got inf or nan: use --dtype float32")
     order = np.argsort([i for batch in batches for i in batch.indices])
     parts = [read_arrays(file) for file in files]
     return output_space.TokenMoments(

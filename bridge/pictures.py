@@ -91,8 +91,10 @@ def prediction(result: dict[str, Any], learning_rate: float) -> bytes:
     t = np.array([point["t"] for point in whole["predicted_loss_exact"]])
     exact = np.array([point["utility_loss"] or np.nan for point in whole["predicted_loss_exact"]])
     expansion = np.array([point["utility_loss"] or np.nan for point in whole["predicted_loss"]])
-    axis.loglog(t, exact, "-", color=_DARK, lw=2.2, label="predicted from the output distributions")
-    axis.loglog(t, expansion, "o", mfc="none", color=_DARK, ms=4, label="predicted from the scores (second order)")
+    axis.loglog(t, exact, "-", color=_DARK, lw=2.2, label="predicted, from the output distributions")
+    axis.loglog(
+        t, expansion, "o", mfc="none", color=_DARK, ms=4, label="from the scores, to second order (small leak only)"
+    )
     axis.loglog(t, t**2 * whole["leak_exact"] ** 2 / 2, "--", color=_MID, label="leak part, slope 2")
     axis.loglog(t, t**4 * whole["quartic_exact"] ** 2 / 8, ":", color=_MID, lw=2, label="quartic part, slope 4")
     _marks(axis, whole, t)

@@ -54,6 +54,11 @@ def biased(whole: dict[str, Any]) -> list[str]:
     ]
 
 
+def mostly_leak(whole: dict[str, Any]) -> bool:
+    """Whether more than half of γ* (in square) is leak², which cancels against other terms of order t⁴."""
+    return whole["leak_exact"] ** 4 > whole["onset_coefficient"] ** 2 / 2
+
+
 def lines(result: dict[str, Any], settings: dict[str, Any]) -> list[Line]:
     """The closing table of `bridge.estimate_aic`.
 
@@ -63,7 +68,7 @@ def lines(result: dict[str, Any], settings: dict[str, Any]) -> list[Line]:
 
     """
     whole = result["whole_model"]
-    return [*_spectrum_lines(result, whole), *_direction_lines(whole), *_time_lines(whole, settings)]
+    return [*_spectrum_lines(result, whole), *_direction_lines(whole, result["fisher"]), *_time_lines(whole, settings)]
 
 
 def _line(whole: dict[str, Any], key: str, name: str, meaning: str) -> Line:
@@ -95,18 +100,18 @@ def _spectrum_lines(result: dict[str, Any], whole: dict[str, Any]) -> list[Line]
         ),
         _line(
             whole, "mean_score_share", "mean score share",
-            "0 where the responses are the model's own (Assumption 1), up to about 1/N by sampling",
+            f"how much all scores agree; {number(nulls.get('mean_score_share_random'))} by sampling if their mean is 0",
         ),
     ]  # fmt: skip
 
 
-def _direction_lines(whole: dict[str, Any]) -> list[Line]:
+def _direction_lines(whole: dict[str, Any], fisher: str) -> list[Line]:
     nulls, speed = whole["nulls"], whole["velocity_norm"]
     share = whole["overlap"] / speed if speed else 0.0
     return [
         _line(
             whole, "overlap", "overlap ε",
-            f"{share:.1%} of the update's velocity lies in the sharp directions, "
+            f"the part of the velocity in the sharp directions is {share:.1%} as long as the velocity, "
             f"{against_chance(whole['overlap'], nulls.get('overlap_random'))}",
         ),
         _line(
@@ -116,7 +121,9 @@ def _direction_lines(whole: dict[str, Any]) -> list[Line]:
         ),
         _line(
             whole, "leak_exact", "leak, exact over tokens",
-            "the same from the output distributions, without the noise of the drawn tokens",
+            "the same from the output distributions, without the noise of the drawn tokens"
+            if fisher == "sampled"
+            else "the model's own, along the data's responses; the line above is that of the data's log-likelihood",
         ),
         _line(
             whole, "coupling", "coupling γ",
@@ -149,11 +156,13 @@ def _time_lines(whole: dict[str, Any], settings: dict[str, Any]) -> list[Line]:
     return [
         _line(
             whole, "crossover", "crossover t_c",
-            f"2 leak / γ*: before it damage grows as t², after it as t⁴{in_steps(whole['crossover'])}",
+            f"2 leak / γ*; γ* is mostly leak² here, so read the exact crossover{in_steps(whole['crossover'])}"
+            if mostly_leak(whole)
+            else f"2 leak / γ*: before it damage grows as t², after it as t⁴{in_steps(whole['crossover'])}",
         ),
         _line(
             whole, "crossover_exact", "crossover, exact",
-            f"the same from the exact leak and quartic parts{in_steps(whole['crossover_exact'])}",
+            f"where the leak part, t², and the quartic part, t⁴, are equal{in_steps(whole['crossover_exact'])}",
         ),
         Line(
             "window", number(whole["window"]), "",

@@ -19,7 +19,7 @@ from theory.spectra import rank_by_energy, spectrum
 from theory.statistics import ScoreStatistics
 
 POINTS_PER_DECADE = 6
-DECADES = (-2, 1)  # below and above the crossover; further up no expansion holds
+DECADES = (-2, 1.5)  # below and above the crossover; further up no expansion holds
 
 
 # The paper is silent on d for a whole model. Ten leaves the bootstrap of lambda_d meaningful at N = 64, where a
@@ -41,12 +41,13 @@ class Question:
 def prediction_times(whole: ScoreStatistics, horizon: float) -> Float[np.ndarray, " T"]:
     """Times at which the utility loss is predicted: the decades around the crossover, and the horizon.
 
-    The crossover is not known before the policy's second derivative is; 2 |s.v| / |s.a|, which leaves out the
-    model's curvature, is near enough to place the grid.
+    The crossover is not known before the policy's second derivative is. Its two known parts, s.a and -leak^2 (the
+    mean of l''), are near enough to place the grid.
     """
-    first, second = onset.leak(whole), float(np.sqrt(whole.expectation(whole.acceleration**2)))
+    first = onset.leak(whole)
+    second = float(np.sqrt(whole.expectation(whole.acceleration**2) + first**4))
     centre = 2 * first / second if first > 0 and second > 0 else horizon
-    steps = np.arange(DECADES[0] * POINTS_PER_DECADE, DECADES[1] * POINTS_PER_DECADE + 1) / POINTS_PER_DECADE
+    steps = np.arange(DECADES[0] * POINTS_PER_DECADE, int(DECADES[1] * POINTS_PER_DECADE) + 1) / POINTS_PER_DECADE
     return np.unique(np.append(centre * 10.0**steps, horizon))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from bridge.errors import UserError
+from bridge.transformers_setup import first_line
 
 ROLES = ("system", "user", "assistant")
 _SHIPPED = Path(__file__).with_name("data")
@@ -281,13 +282,13 @@ def _hub_records(name: str, known: NamedSet) -> list[Mapping[str, Any]]:
     # In offline mode, which the user has asked for, `datasets` looks in its cache only.
     if failure is not None and not isinstance(failure, OfflineModeIsEnabled):
         raise UserError(
-            f"cannot reach {known.hub_id} on the Hugging Face hub ({_first_line(failure)}): {local}, "
+            f"cannot reach {known.hub_id} on the Hugging Face hub ({first_line(failure)}): {local}, "
             "or set HF_HUB_OFFLINE=1 if datasets has it in its cache"
         )
     try:
         data = datasets.load_dataset(known.hub_id, known.hub_config, split=known.hub_split)
     except (HTTPError, OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"cannot load {known.hub_id} ({_first_line(error)}): {local}") from None
+        raise UserError(f"cannot load {known.hub_id} ({first_line(error)}): {local}") from None
     return [dict(record) for record in data]
 
 
@@ -313,7 +314,3 @@ def _hub_failure(hub_id: str) -> Exception | None:
     asking.start()
     asking.join(HUB_PATIENCE)
     return outcome[0] if outcome else TimeoutError(f"no answer in {HUB_PATIENCE:g} s")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

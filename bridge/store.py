@@ -135,6 +135,7 @@ class RunFolder:
         """Take over what an earlier process left; the lock is held."""
         self.complete = previous is not None and previous["status"] == "complete"
         self._earlier_seconds = float((previous or {}).get("wall_seconds", 0.0))
+        self._earlier_versions: dict[str, str] = (previous or {}).get("versions", {})
         for file in [*self.path.glob(".*"), *self.checkpoints.glob(".*")]:
             if _is_temporary(file):
                 file.unlink()
@@ -192,6 +193,12 @@ class RunFolder:
         seconds = self._earlier_seconds + time.time() - self._started
         usage = {"wall_seconds": round(seconds, 2), "peak_memory_bytes": peak_memory_bytes()}
         write_json(self.path / "manifest.json", {**self._manifest, "status": status, **usage, **extra})
+
+    def made_with(self) -> str:
+        """ ", made with X 1.0" for the libraries of a complete run that are of other versions now, or nothing."""
+        now = self._manifest["versions"]
+        other = [f"{name} {was}" for name, was in self._earlier_versions.items() if now.get(name) != was]
+        return f", made with {', '.join(other)}" if other else ""
 
     def checkpoint(self, name: str) -> Path:
         """Path of a checkpoint file; it is deleted when the run is complete."""

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bridge.batches import Batch, log_probabilities, response_logits, sum_by_row
+from bridge.batches import Batch, log_probabilities, response_logits
 from bridge.errors import UserError
 
 _BLOCK = re.compile(r"^(.*?\.\d+)(\.|$)")  # model.layers.3.self_attn.q_proj -> model.layers.3
@@ -27,11 +27,12 @@ _BLOCK = re.compile(r"^(.*?\.\d+)(\.|$)")  # model.layers.3.self_attn.q_proj -> 
 
 def linear_modules(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
     """All linear maps of a model by name: torch.nn.Linear and GPT-2's Conv1D."""
-    kinds = {"Linear", "Conv1D"}
-    return {n: m for n, m in model.named_modules() if type(m).__name__ in kinds and _is_matrix(m)}
+    return {name: module for name, module in model.named_modules() if _is_linear(module)}
 
 
-def _is_matrix(module: torch.nn.Module) -> bool:
+def _is_linear(module: torch.nn.Module) -> bool:
+    if not isinstance(module, torch.nn.Linear) and type(module).__name__ != "Conv1D":
+        return False
     weight = getattr(module, "weight", None)
     return isinstance(weight, Tensor) and weight.ndim == 2 and weight.is_floating_point()
 
@@ -55,13 +56,30 @@ def select_modules(model: torch.nn.Module, pattern: str | None = None) -> dict[s
     except re.error as error:
         raise UserError(f"--modules: expected a regular expression, got {pattern!r} ({error})") from error
     chosen = {name: module for name, module in linear.items() if regex.search(name)}
+    if not linear:
+        raise UserError("--modules: expected a model with linear modules, got one without any")
     if not chosen:
         near = get_close_matches(pattern or "", linear, n=3, cutoff=0.0)
         raise UserError(
             f"--modules: no linear module of the model matches {pattern!r}; names look like {', '.join(near)}"
         )
     _refuse_shared(model, chosen)
+    if pattern is None:
+        _refuse_partial(model, chosen)
     return chosen
+
+
+def _refuse_partial(model: torch.nn.Module, chosen: Mapping[str, torch.nn.Module]) -> None:
+    """By default theta is all projections of the blocks: experts kept as one stacked tensor are not among them."""
+    owned = {id(module.weight) for module in chosen.values()}
+    for name, parameter in model.named_parameters():
+        owner = model.get_submodule(name.rpartition(".")[0])
+        convolution = isinstance(owner, torch.nn.modules.conv._ConvNd)
+        if parameter.ndim > 2 and id(parameter) not in owned and _BLOCK.match(name) and not convolution:
+            raise UserError(
+                f"--modules: expected projections that are linear modules, got the stacked weights {name}, which "
+                f"cannot be measured yet; choose a part of the model with --modules, such as --modules self_attn"
+            )
 
 
 def _refuse_shared(model: torch.nn.Module, chosen: Mapping[str, torch.nn.Module]) -> None:
@@ -74,6 +92,40 @@ def _refuse_shared(model: torch.nn.Module, chosen: Mapping[str, torch.nn.Module]
             raise UserError(
                 f"--modules: {name} shares its weight with {', '.join(others)}, so its score is not one "
                 f"layer's alone; choose a pattern that leaves it out"
+            )
+
+
+@torch.no_grad()
+def probe(model: torch.nn.Module, modules: Mapping[str, torch.nn.Module], batch: Batch) -> None:
+    """Run the model once and check that every selected module, and every block that holds one, is called once.
+
+    A module that is not called has its weight used some other way, or not at all, and one that is called twice has
+    two inputs: its score would be wrong.
+
+    Raises:
+        UserError: naming the module.
+
+    """
+    names = [*modules, *group_by_block(list(modules))]
+    calls = dict.fromkeys(names, 0)
+
+    def counting(name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            calls[name] += 1
+
+        return hook
+
+    handles = [model.get_submodule(name).register_forward_hook(counting(name)) for name in calls]
+    try:
+        response_logits(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, count in calls.items():
+        if count != 1:
+            raise UserError(
+                f"--modules: expected modules that a forward pass calls once, got {name}, which it calls {count} "
+                f"times; choose a pattern that leaves it out"
             )
 
 
@@ -105,18 +157,12 @@ class BlockRecord:
 
 @dataclass
 class Tape:
-    """Records of every batch for some blocks, and the log-probability of every sample."""
+    """Records of every batch for some blocks."""
 
     records: dict[str, list[BlockRecord]] = field(default_factory=dict)
-    log_probability: list[Tensor] = field(default_factory=list)  # per batch, (B,)
 
 
-def record(
-    model: torch.nn.Module,
-    blocks: Sequence[str],
-    batches: Sequence[Batch],
-    tick: Callable[[], None] = lambda: None,
-) -> Tape:
+def record(model: torch.nn.Module, blocks: Sequence[str], batches: Sequence[Batch]) -> Tape:
     """First sweep: one forward and backward pass of sum_i l_i, recording the named blocks."""
     tape = Tape({name: [] for name in blocks})
     for batch in batches:
@@ -128,8 +174,6 @@ def record(
                 "expected finite log-probabilities of the skill's responses, got nan or inf: use --dtype "
                 "float32, or look for broken weights"
             )
-        tape.log_probability.append(sum_by_row(tokens.detach(), batch))
-        tick()
     return tape
 
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from bridge import curvature, measure, output_space, result, taps
-from bridge.batches import make_batches
+from bridge.batches import make_batches, response_logits
 from bridge.data import Sample
+from bridge.errors import UserError
 from bridge.progress import Progress
 from bridge.store import RunFolder
 from tests.bridge.conftest import random_samples, tiny_gpt2, tiny_llama
@@ -208,6 +209,19 @@ def test_aic_json_equals_brute_force(case: Case, tmp_path: Path, optimizer: str)
         close(whole["predicted_loss"][k]["utility_loss"], quadratic, 10 * case.tolerance)
         if t > 1e-3:  # below, the naive logsumexp form has no digits left
             close(whole["predicted_loss_exact"][k]["utility_loss"], mean["loss"][k], 100 * case.tolerance)
+    quartic = np.sqrt(mean["quartic_variance"])
+    close(whole["crossover_exact"], 2 * np.sqrt(mean["leak_variance"]) / quartic, case.tolerance)
+    nat = (-leak + np.sqrt(leak**2 + 2 * onset)) / onset  # leak t + onset t^2/2 = 1
+    window = min(np.linalg.norm(v) / np.linalg.norm(a), nat)
+    close(whole["window"], window, 10 * case.tolerance)
+    assert whole["regime"] == (
+        "outside" if window < 1e-2 else "first-order" if 2 * leak / onset / 3 > 1e-2 else "mixed"
+    )
+    at = int(np.argmin(np.abs(TIMES - 1e-2)))
+    assert whole["utility_loss_at_horizon"] == whole["predicted_loss_exact"][at]["utility_loss"]
+    for name in ("leak_exact", "onset_exact", "quartic_exact", "crossover_exact", "utility_loss_at_horizon"):
+        low, high = whole["intervals"][name]
+        assert low < whole[name] < high
     assert found["checks"]["first_derivative_disagreement"] < 10 * case.tolerance
 
 
@@ -263,6 +277,42 @@ def test_velocity_of_two_gradients_never_leaks(case: Case, tmp_path: Path) -> No
     assert np.array_equal(first[2].second, second[2].second)
     assert all(p.grad is None and not p.requires_grad for p in case.model.parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__ for m in case.model.modules())
+
+
+class Bypassing(TinyTransformer):
+    """Uses one weight without calling its module, and another module twice."""
+
+    def __init__(self, twice: bool) -> None:
+        super().__init__()
+        mlp = self.layers[1].mlp
+        if twice:
+            plain = mlp.forward
+            mlp.forward = lambda x: plain(x) + mlp.up_proj(x).sum()
+        else:
+            mlp.forward = lambda x: torch.nn.functional.linear(mlp.up_proj(x), mlp.down_proj.weight)
+
+
+@pytest.mark.parametrize(("twice", "name", "count"), [(False, "gate_proj|down_proj", 0), (True, "up_proj", 2)])
+def test_a_module_that_is_not_called_once_is_refused(twice: bool, name: str, count: int) -> None:
+    model = Bypassing(twice)
+    batch = make_batches(SKILL, 1, 0, "cpu")[0]
+    with pytest.raises(UserError, match=f"layers.1.mlp.({name}), which it calls {count} times"):
+        taps.probe(model, taps.select_modules(model), batch)
+    taps.probe(model, taps.select_modules(model, "layers.0"), batch)
+
+
+def test_stacked_experts_are_refused_by_default() -> None:
+    model = TinyTransformer()
+    model.layers[1].mlp.experts = torch.nn.Parameter(torch.zeros(2, 8, 8))
+    with pytest.raises(UserError, match=r"layers.1.mlp.experts.*--modules"):
+        taps.select_modules(model)
+    assert len(taps.select_modules(model, "self_attn")) == 8
+
+
+def test_half_precision_sums_are_made_in_float32(tiny: TinyTransformer) -> None:
+    model = TinyTransformer().bfloat16()
+    batch = make_batches(SKILL, 7, 0, "cpu")[0]
+    assert response_logits(model, batch).dtype == torch.float32
 
 
 def test_hessian_product_is_symmetric_and_linear(case: Case) -> None:

@@ -58,6 +58,7 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "exp": torch.exp,
     "rsqrt": lambda x: torch.rsqrt(x * x + 1),
     "powers": lambda x: x**2 + x.pow(3) + torch.pow(x, 4.0) + (x * x + 1) ** 0.5 + x**1,
+    "powers at zero": lambda x: (0 * x + x - x) ** 1 + (x - x) ** 2 + (x - x) ** 0 + (x - x) ** 3,
     "tensor power": lambda x: (x * x + 1) ** OTHER,
     "layer norm": lambda x: F.layer_norm(x, (6,), OTHER[0], OTHER[1], 1e-3),
     "plain layer norm": lambda x: F.layer_norm(x, (6,)),
