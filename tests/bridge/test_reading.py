@@ -16,8 +16,8 @@ def result(fisher: str = "sampled", **changes: Any) -> dict[str, Any]:
     whole: dict[str, Any] = {
         "eigenvalues": [6.0, 3.0, 1.0], "sharpness": 3.0, "tail": 1.0, "effective_rank": 2.17, "mean_score_share": 0.3,
         "split_half_overlap": 0.5, "overlap": 0.2, "velocity_norm": 2.0, "leak": 1.0, "leak_exact": 1.1,
-        "coupling": 40.0, "onset_coefficient": 50.0, "quartic_exact": 45.0, "crossover": 0.04, "crossover_exact": 0.05, "window": 0.2,
-        "horizon": 0.1, "regime": "mixed", "utility_loss_at_horizon": 0.02,
+        "coupling": 40.0, "onset_coefficient": 50.0, "quartic_exact": 45.0, "crossover": 0.04,
+        "crossover_exact": 0.05, "window": 0.2, "horizon": 0.1, "regime": "mixed", "utility_loss_at_horizon": 0.02,
         "intervals": {"leak": [0.9, 1.2], "tail": [0.1, 0.2]}, "bootstrap_bias": {"leak": 0.01, "tail": -0.8},
         "nulls": {"overlap_random": 0.02, "leak_random": 0.5, "effective_rank_half": 2.0,
                   "split_half_overlap_random": 0.001, "mean_score_share_random": 0.33},
