@@ -14,6 +14,12 @@ _LEADERS = 15
 _SHOWN_RESPONSES = 5
 
 
+def set_name(spec: str) -> str:
+    """A set as a person calls it: the name of NAME or NAME=FILE, or the file's own name."""
+    name, given, _ = spec.partition("=")
+    return name if given else Path(spec).name
+
+
 def headline(result: dict[str, Any], settings: dict[str, Any]) -> str:
     """One or two sentences that an engineer about to fine-tune wants first."""
     whole = result["whole_model"]
@@ -50,7 +56,8 @@ def print_table(result: dict[str, Any], settings: dict[str, Any]) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)
-    title = f"{settings['model']}: {settings['finetune']} against {settings['skill']} ({result['fisher']} Fisher)"
+    sets = f"{set_name(settings['finetune'])} against {set_name(settings['skill'])}"
+    title = f"{settings['model']}: {sets} ({result['fisher']} Fisher)"
     table = Table(title=escape(title), title_justify="left", show_edge=False)
     table.add_column("quantity", no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
@@ -92,5 +99,6 @@ def render(
         leaders=leaders,
         responses=responses[:_SHOWN_RESPONSES],
         n=number,
+        set_name=set_name,
     )
     return page.encode()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bridge.reading import lines, mostly_leak
-from bridge.report import headline
+from bridge.report import headline, set_name
 
 SETTINGS = {"learning_rate": 1e-3, "steps": 100}
 
@@ -88,3 +88,11 @@ def test_headlines(changes: dict[str, Any], words: list[str]) -> None:
     sentence = headline(result(**changes), SETTINGS)
     for part in words:
         assert part in sentence
+
+
+def test_sets_are_called_by_their_names() -> None:
+    assert [set_name(s) for s in ("benign", "gsm8k=some/file.jsonl", "some/mine.jsonl")] == [
+        "benign",
+        "gsm8k",
+        "mine.jsonl",
+    ]
