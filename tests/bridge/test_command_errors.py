@@ -187,7 +187,7 @@ def test_the_folder_of_another_run(
     assert command(monkeypatch, *options(place, "--out", str(out))) == 0
     capsys.readouterr()
     before = {p: p.read_bytes() for p in out.iterdir()}
-    assert "(seed: 0 there, 1 now)" in fails("--out", str(out), "--seed", "1")
+    assert "(seed: 0 there, 1 now" in fails("--out", str(out), "--seed", "1")
     rows = place / "skill.jsonl"
     text = rows.read_text()
     rows.write_text(text.replace("how", "who"))
