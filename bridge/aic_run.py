@@ -63,13 +63,14 @@ def run(settings: Settings, out: Path | None = None, quiet: bool = False) -> Pat
     name = settings.model.strip("/").replace("/", "--").replace(":", "-")
     folder = RunFolder(out or Path("runs") / "estimate_aic" / f"{name[-60:]}-{short_hash(identity)}", COMMAND, identity)
     try:
-        if folder.complete:
-            progress.say(f"complete already: {folder.path}{folder.made_with()}")
-        else:
+        already = folder.complete
+        if not already:
             if settings.fisher == "sampled":
                 skill = _draw(loaded, chat, skill, settings, folder, progress)
             _measure(loaded, subject, skill, finetune, settings, folder, progress)
         found = _read_result(folder.path / "aic.json")
+        if already:
+            progress.say(f"complete already: {folder.path}{folder.made_with()}")
     finally:
         folder.close()
     if not quiet:
