@@ -20,8 +20,8 @@ import torch
 
 from bridge import measure, models, taps
 from bridge.data import ChatFormat, Sample, encode_rows, load_rows
-from bridge.progress import Progress
-from bridge.store import RunFolder
+from commands.progress import Progress
+from commands.store import RunFolder
 from theory.spectra import spectrum
 
 COLUMNS = 8192  # parameters whose signs are drawn at a time

@@ -14,13 +14,13 @@ import torch
 
 from bridge import measure, models, pictures, report, result
 from bridge.data import ChatFormat, RowSet, Sample, encode_rows, load_rows, with_response
-from bridge.errors import UserError
 from bridge.measure import Subject
 from bridge.models import LoadedModel
-from bridge.progress import Progress
 from bridge.sampling import draw_responses, stream
-from bridge.store import RunFolder, library_versions, short_hash, write_arrays, write_atomically, write_json
 from bridge.taps import probe, select_modules
+from commands.errors import UserError
+from commands.progress import Progress
+from commands.store import RunFolder, library_versions, short_hash, write_arrays, write_atomically, write_json
 from theory.statistics import ScoreStatistics
 
 if TYPE_CHECKING:

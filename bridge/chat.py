@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bridge.errors import UserError
 from bridge.rows import Message, Row
 from bridge.samples import Sample
+from commands.errors import UserError
 
 # Variables that templates read. Without the first, Qwen3 renders a last answer (with an empty <think> block)
 # that does not continue its own generation prompt; without the second, Llama 3 writes today's date.

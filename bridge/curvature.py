@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bridge.batches import Batch, log_probabilities, response_logits
-from bridge.errors import UserError
+from commands.errors import UserError
 
 Direction = dict[str, Tensor]
 """A tangent vector: one tensor per selected module, in the shape of its weight."""

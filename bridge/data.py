@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from bridge.chat import ChatFormat
-from bridge.errors import UserError
 from bridge.rows import NAMED_SETS, Message, NamedSet, Row, RowSet, load_rows
 from bridge.samples import Sample, collate, with_response
+from commands.errors import UserError
 
 __all__ = [
     "NAMED_SETS",

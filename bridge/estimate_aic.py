@@ -14,9 +14,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from bridge.cli import run_command
-from bridge.errors import UserError
 from bridge.models import resolve
+from commands.cli import run_command
+from commands.errors import UserError
+
+MEMORY_ADVICE = "lower --batch-size first, then --memory or --max-length"
 
 
 @dataclass(frozen=True)
@@ -168,4 +170,4 @@ def _app() -> typer.Typer:
 
 
 if __name__ == "__main__":
-    run_command(_app())
+    run_command(_app(), MEMORY_ADVICE)

@@ -9,7 +9,7 @@ from typing import Any
 
 from bridge.architectures import ALIASES, DEFAULT_ALIAS
 from bridge.default_model import Report
-from bridge.errors import UserError
+from commands.errors import UserError
 
 HUB_PATIENCE = 3.0
 """Seconds that the hub may take to answer before it counts as out of reach."""

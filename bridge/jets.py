@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import jvp
 
-from bridge.errors import UserError
+from commands.errors import UserError
 
 Derivatives = tuple[Tensor, Tensor, Tensor]
 

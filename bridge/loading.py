@@ -12,9 +12,9 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bridge.errors import UserError
 from bridge.model_files import read_json
 from bridge.transformers_setup import first_line, quick_imports, quiet_transformers
+from commands.errors import UserError
 
 if TYPE_CHECKING:
     import torch

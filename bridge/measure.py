@@ -20,9 +20,9 @@ from bridge.batches import Batch, make_batches
 from bridge.checkpoints import Accumulator, in_order, load_directions, save_directions
 from bridge.curvature import Direction
 from bridge.data import Sample
-from bridge.errors import UserError
-from bridge.progress import Progress
-from bridge.store import RunFolder, read_arrays, write_arrays
+from commands.errors import UserError
+from commands.progress import Progress
+from commands.store import RunFolder, read_arrays, write_arrays
 from theory.statistics import FisherKind, ScoreStatistics
 
 Optimizer = Literal["sgd", "adamw"]

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from bridge import loading
 from bridge.architectures import ALIASES, DEFAULT_ALIAS, HUB_NAMES, architecture
 from bridge.default_model import Report, default_folder, ensure_default, file_sha256, read_provenance
-from bridge.errors import UserError
 from bridge.hub import cached_snapshot, download_snapshot, nearest
 from bridge.model_files import SINGLE_FILE, check_folder, is_whole, weight_files
 from bridge.transformers_setup import quick_imports
+from commands.errors import UserError
 
 if TYPE_CHECKING:
     import torch

@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 
 from bridge.measure import Update
 from bridge.output_space import TokenMoments
-from bridge.store import SCHEMA_VERSION
 from bridge.taps import group_by_block
+from commands.store import SCHEMA_VERSION
 from theory import aic, onset
 from theory.resampling import bootstrap_weights, percentile_interval
 from theory.spectra import rank_by_energy, spectrum

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
-from bridge.errors import UserError
 from bridge.transformers_setup import first_line
+from commands.errors import UserError
 
 ROLES = ("system", "user", "assistant")
 _SHIPPED = Path(__file__).with_name("data")

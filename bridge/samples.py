@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from jaxtyping import Int64
 
-from bridge.errors import UserError
+from commands.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bridge.errors import UserError
 from bridge.transformers_setup import quiet_transformers
+from commands.errors import UserError
 
 
 class _InverseTransform:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from bridge.batches import Batch, log_probabilities, response_logits
-from bridge.errors import UserError
+from commands.errors import UserError
 
 _BLOCK = re.compile(r"^(.*?\.\d+)(\.|$)")  # model.layers.3.self_attn.q_proj -> model.layers.3
 

@@ -64,8 +64,8 @@ def _in_child(folder: Path, optimizer: str, out: str, kill_at: int | None) -> tu
 
 def _run(folder: Path, optimizer: str, out: str, kill_at: int | None, writing: int) -> None:
     """The command itself, in the child; never returns."""
-    from bridge.cli import run_command
-    from bridge.estimate_aic import _app
+    from bridge.estimate_aic import MEMORY_ADVICE, _app
+    from commands.cli import run_command
     from tests.bridge.tiny_runs import options
 
     moments = _watch(kill_at)
@@ -75,7 +75,7 @@ def _run(folder: Path, optimizer: str, out: str, kill_at: int | None, writing: i
     more = ("--optimizer", optimizer, "--adam-batch-size", "2", "--batch-size", "3", "--out", str(folder / out))
     sys.argv = ["estimate_aic", *options(folder, *more)]
     try:
-        run_command(_app())
+        run_command(_app(), MEMORY_ADVICE)
     except SystemExit as end:
         os.write(writing, json.dumps(moments).encode())
         os._exit(end.code if isinstance(end.code, int) else 0)
@@ -87,7 +87,7 @@ def _watch(kill_at: int | None) -> list[str]:
     from contextlib import contextmanager
 
     from bridge import checkpoints
-    from bridge.progress import Progress
+    from commands.progress import Progress
 
     checkpoints._SAVE_EVERY_SECONDS = -1.0  # every step is a checkpoint
     moments: list[str] = []

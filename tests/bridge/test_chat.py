@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.data import ChatFormat, Message, Row
-from bridge.errors import UserError
+from commands.errors import UserError
 from tests.bridge.chat_tokenizers import (
     CHATML,
     LLAMA2,

@@ -11,9 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from bridge import aic_run, cli, measure
-from bridge.cli import run_command
-from bridge.errors import UserError
+from bridge import aic_run, measure
 from tests.bridge.tiny_models import save_model, tiny_gpt2_model
 from tests.bridge.tiny_runs import command, make_workplace, options, save_chat_model, write_rows
 
@@ -250,14 +248,6 @@ def test_out_of_memory_says_what_to_lower(
     assert command(monkeypatch, *arguments) == 0  # the same command goes on
 
 
-def test_an_allocation_that_really_fails(capsys: pytest.CaptureFixture[str]) -> None:
-    """The words of this torch's own allocator, whatever they are."""
-    with pytest.raises(SystemExit) as end:
-        run_command(lambda: torch.empty(2**60, dtype=torch.uint8).sum())
-    assert end.value.code == 2
-    assert capsys.readouterr().err.startswith("error: out of memory")
-
-
 def test_other_errors_keep_their_traceback(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aic_run, "_measure", raising(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
@@ -272,16 +262,6 @@ def test_an_interrupt_says_how_to_go_on(
         assert command(patch, *options(place, "--out", str(tmp_path / "run"))) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "stopped; the same command goes on from here"
     assert (tmp_path / "run" / ".partial" / "velocity.safetensors").exists()
-    with pytest.raises(SystemExit) as end:
-        run_command(raising(KeyboardInterrupt()))  # before typer has taken over
-    assert end.value.code == 130
-
-
-def test_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        run_command(raising(UserError("first\n   second\tthird")))
-    assert capsys.readouterr().err == "error: first second third\n"
-    assert cli._INTERRUPTED == 130
 
 
 # ---- the command as it is typed

@@ -25,7 +25,7 @@ from bridge.data import (
     load_rows,
     with_response,
 )
-from bridge.errors import UserError
+from commands.errors import UserError
 from tests.bridge.chat_tokenizers import CHATML, byte_level
 
 PAIR = '{"prompt": "a", "completion": "b"}'

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bridge import default_model, models
-from bridge.errors import UserError
+from commands.errors import UserError
 from tests.bridge.tiny_models import save_model, tiny_llama_model
 
 CONTENT = b"GGUF, but only in name"

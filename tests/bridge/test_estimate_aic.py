@@ -16,7 +16,7 @@ from torch.func import jacrev
 
 from bridge import aic_run, models, sampling, taps
 from bridge.data import Sample
-from bridge.store import read_arrays
+from commands.store import read_arrays
 from tests.bridge.tiny_runs import SCRIPT, command, make_workplace, options, tiny_settings, write_rows
 from tests.oracles.brute_force import BruteForce
 from theory import aic, onset

@@ -13,9 +13,9 @@ from torch import Tensor
 from bridge import curvature, measure, output_space, result, taps
 from bridge.batches import make_batches, response_logits
 from bridge.data import Sample
-from bridge.errors import UserError
-from bridge.progress import Progress
-from bridge.store import RunFolder
+from commands.errors import UserError
+from commands.progress import Progress
+from commands.store import RunFolder
 from tests.bridge.conftest import random_samples, tiny_gpt2, tiny_llama
 from tests.oracles.brute_force import BruteForce
 from tests.oracles.tiny_transformer import TinyTransformer

@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import constants
 
 from bridge import hub, models
-from bridge.errors import UserError
+from commands.errors import UserError
 from tests.bridge.tiny_models import save_model, tiny_llama_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

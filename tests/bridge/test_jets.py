@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bridge.curvature import twice_differentiable_attention
-from bridge.errors import UserError
 from bridge.jets import Jet, moving_weights, parts_of
+from commands.errors import UserError
 from tests.oracles.brute_force import derivatives
 
 MASK = torch.ones(5, 5, dtype=torch.bool).tril()

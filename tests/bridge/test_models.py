@@ -13,7 +13,7 @@ import torch
 
 from bridge import default_model, loading, models
 from bridge.architectures import ALIASES, HUB_NAMES, architecture
-from bridge.errors import UserError
+from commands.errors import UserError
 from tests.bridge.tiny_models import VOCABULARY, save_model, tiny_gpt2_model, tiny_llama_model, tiny_tokenizer
 
 # Parameter counts of the models' cards on the hub (tied embeddings counted once).

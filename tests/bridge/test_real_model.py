@@ -12,9 +12,9 @@ import torch
 from bridge import measure, models, result, taps
 from bridge.batches import Batch, response_logits, sum_by_row
 from bridge.data import ChatFormat, encode_rows, load_rows, with_response
-from bridge.progress import Progress
 from bridge.sampling import draw_responses, stream
-from bridge.store import RunFolder
+from commands.progress import Progress
+from commands.store import RunFolder
 
 pytestmark = pytest.mark.real_model
 ROWS = 4

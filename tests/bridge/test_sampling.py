@@ -11,8 +11,8 @@ from scipy.stats import chi2
 from torch import Tensor
 
 from bridge import sampling
-from bridge.errors import UserError
 from bridge.sampling import draw_responses, stream
+from commands.errors import UserError
 from tests.bridge.conftest import tiny_gpt2, tiny_llama
 
 VOCABULARY = 13

@@ -220,13 +220,13 @@ def check_claim(claim: Claim, examples: int, seed: int) -> Outcome:
     if examples < 1:
         raise ValueError(f"a check needs at least one example, got {examples}")
     rng = np.random.default_rng([seed, *claim.key.encode()])
-    lowest: tuple[Slack, Point] | None = None
-    failures = 0
-    for _ in range(examples):
-        point = claim.draw(rng)
-        slack = claim.check(claim.case(point))
-        failures += not slack.holds
-        if lowest is None or (worst(slack, lowest[0]) is slack and slack != lowest[0]):
-            lowest = slack, point
-    assert lowest is not None  # there was at least one example
-    return Outcome(claim, examples, *lowest, failures)
+    outcomes = [check_point(claim, claim.draw(rng)) for _ in range(examples)]
+    lowest = worst(*(outcome.worst for outcome in outcomes))
+    point = next(outcome.point for outcome in outcomes if outcome.worst is lowest)
+    return Outcome(claim, examples, lowest, point, sum(outcome.failures for outcome in outcomes))
+
+
+def check_point(claim: Claim, point: Point) -> Outcome:
+    """Check a claim on the case at one point."""
+    slack = claim.check(claim.case(point))
+    return Outcome(claim, 1, slack, point, int(not slack.holds))

@@ -20,7 +20,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from bridge.errors import UserError
+from commands.errors import UserError
 
 SCHEMA_VERSION = 1
 _CHECKPOINTS = ".partial"

@@ -15,9 +15,9 @@ from typing import IO, Any
 import numpy as np
 import pytest
 
-from bridge import store
-from bridge.errors import UserError
-from bridge.store import RunFolder, read_arrays, short_hash, write_arrays, write_atomically, write_json
+from commands import store
+from commands.errors import UserError
+from commands.store import RunFolder, read_arrays, short_hash, write_arrays, write_atomically, write_json
 
 SETTINGS = {"model": "m", "rank": None, "seed": 0, "data": {"sha256": "ab", "rows": 3}}
 
@@ -328,7 +328,7 @@ def test_a_corrupted_manifest_is_refused_and_kept(tmp_path: Path, content: bytes
 _HOLD = """
 import sys
 from pathlib import Path
-from bridge.store import RunFolder
+from commands.store import RunFolder
 folder = RunFolder(Path(sys.argv[1]), "a.command", {"a": 1})
 print("held", flush=True)
 sys.stdin.read()

@@ -6,18 +6,26 @@ import os
 import sys
 from collections.abc import Callable
 
-from bridge.errors import UserError
+from commands.errors import UserError
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
 _INTERRUPTED = 130
 
 
-def run_command(command: Callable[[], None]) -> None:
+_RESUMES = "stopped; the same command goes on from here"
+
+
+def run_command(command: Callable[[], object], memory_advice: str, interrupted: str = _RESUMES) -> None:
     """Run a command; a `UserError` becomes one line on standard error and exit code 2.
 
     NumPy's BLAS is held to one thread: its many small eigenproblems lose time on more, and torch has its own.
-    Running out of memory is such an error too: it names the options to lower. Everything else keeps its
-    traceback.
+    Running out of memory is such an error too. Everything else keeps its traceback.
+
+    Args:
+        command: the whole command, options included.
+        memory_advice: what to lower when memory ran out, as "lower --batch-size".
+        interrupted: what to say after an interrupt.
+
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when NumPy is imported, which is later
     try:
@@ -25,26 +33,18 @@ def run_command(command: Callable[[], None]) -> None:
     except UserError as error:
         _fail(" ".join(str(error).split()))
     except MemoryError:
-        _fail(_memory_advice())
+        _fail(f"out of memory: {memory_advice}")
     except RuntimeError as error:  # torch.OutOfMemoryError is one, and so is its CPU allocator's
         if not any(words in str(error).lower() for words in _OUT_OF_MEMORY):
             raise
-        _fail(_memory_advice())
+        _fail(f"out of memory: {memory_advice}")
     except KeyboardInterrupt:
-        _say_stopped()
+        print(interrupted, file=sys.stderr)
         sys.exit(_INTERRUPTED)
     except SystemExit as end:
         if end.code == _INTERRUPTED:  # what typer makes of an interrupt
-            _say_stopped()
+            print(interrupted, file=sys.stderr)
         raise
-
-
-def _say_stopped() -> None:
-    print("stopped; the same command goes on from here", file=sys.stderr)
-
-
-def _memory_advice() -> str:
-    return "out of memory: lower --batch-size first, then --memory or --max-length"
 
 
 def _fail(line: str) -> None:
