@@ -44,7 +44,7 @@ class Slack:
     """
 
     value: float
-    tolerance: float
+    tolerance: int | float
     reason: str
     part: str = ""
 
@@ -59,7 +59,7 @@ class Slack:
         return self.margin >= 0
 
 
-def equal(left: Any, right: Any, tolerance: float, reason: str, *, scale: Any = None, part: str = "") -> Slack:
+def equal(left: Any, right: Any, tolerance: int | float, reason: str, *, scale: Any = None, part: str = "") -> Slack:
     """The slack of an identity: minus the largest difference over the scale.
 
     Fractions are subtracted exactly, so that a tolerance of 0 means equality.
@@ -80,7 +80,7 @@ def equal(left: Any, right: Any, tolerance: float, reason: str, *, scale: Any = 
     return Slack(0.0 if difference == 0 else -float(difference / unit), tolerance, reason, part)
 
 
-def at_least(left: Any, right: Any, tolerance: float, reason: str, *, scale: Any = None, part: str = "") -> Slack:
+def at_least(left: Any, right: Any, tolerance: int | float, reason: str, *, scale: Any = None, part: str = "") -> Slack:
     """The slack of ``left >= right``: ``(left - right) / scale``; arguments as :func:`equal`, for numbers."""
     difference = left - right
     unit = max(abs(left), abs(right)) if scale is None else scale
@@ -92,8 +92,10 @@ def worst(*slacks: Slack) -> Slack:
     return min(slacks, key=lambda slack: -math.inf if math.isnan(slack.margin) else slack.margin)
 
 
-def _largest(values: np.ndarray) -> Any:
-    return max((abs(x) for x in values.ravel()), default=0)
+def _largest(values: Any) -> Any:
+    """The largest magnitude; not a number if any is not."""
+    magnitudes = np.asarray(np.abs(values))
+    return magnitudes.max() if magnitudes.size else 0
 
 
 @dataclass(frozen=True)
@@ -108,8 +110,8 @@ class Parameter:
     """
 
     name: str
-    low: float
-    high: float
+    low: int | float
+    high: int | float
     kind: Literal["integer", "uniform", "log"] = "integer"
 
     def at(self, position: float) -> int | float:
