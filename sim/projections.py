@@ -1,0 +1,146 @@
+"""Defences as update fields: projections out of the sensitive directions, and a trust region in the policy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import grad, jvp
+
+from sim.fields import Derivatives, Field, hessian_product
+from sim.skills import Function, Skill
+
+_JERK_STEP = 1e-4  # of the central difference, where rounding and curvature both cost about 1e-8
+
+
+@dataclass(frozen=True, eq=False)
+class StaticProjection(Field):
+    """``v = -(I - P) g`` with P fixed, ``a = (I - P) H (I - P) g``.
+
+    Attributes:
+        loss: the fine-tuning loss.
+        directions: orthonormal columns that span the range of P, shape (n, d).
+    """
+
+    loss: Function
+    directions: Tensor
+
+    def _outside(self, vector: Tensor) -> Tensor:
+        return vector - self.directions @ (self.directions.T @ vector)
+
+    def __call__(self, state: Tensor) -> Tensor:
+        """``-(I - P) g``."""
+        return -self._outside(grad(self.loss)(state))
+
+    def closed_form(self, base: Tensor) -> tuple[Tensor, Tensor]:
+        """``-(I - P) g, (I - P) H (I - P) g``."""
+        step = self._outside(grad(self.loss)(base))
+        return -step, self._outside(hessian_product(self.loss, base, step))
+
+
+@dataclass(frozen=True, eq=False)
+class TrackedProjection(Field):
+    """``v = -(I - P(theta)) g(theta)``: the projector follows the parameters.
+
+    Where the rank of F is d along the path, the utility loss is identically 0: ``F v = 0`` leaves every
+    probability where it is.
+
+    Attributes:
+        loss: the fine-tuning loss.
+        skill: whose sensitive directions are removed.
+        rank: d.
+    """
+
+    loss: Function
+    skill: Skill
+    rank: int
+
+    def __call__(self, state: Tensor) -> Tensor:
+        """``-(I - P(theta)) g``."""
+        return self.frozen(state)(state)
+
+    def frozen(self, state: Tensor) -> StaticProjection:
+        """The static projection with the directions of ``state``."""
+        return StaticProjection(self.loss, self.skill.top_directions(state, self.rank))
+
+    def derivatives(self, base: Tensor) -> Derivatives:
+        """As of any field; the jerk by central differences, for the projector has no forward-mode derivative."""
+        velocity, acceleration = self.closed_form(base)
+        step = _JERK_STEP / velocity.norm()
+        before, after = (self.closed_form(base + sign * step * velocity)[1] for sign in (-1, 1))
+        return Derivatives(velocity, acceleration, (after - before) / (2 * step))
+
+    def closed_form(self, base: Tensor) -> tuple[Tensor, Tensor]:
+        """``v`` and ``a = Dv[v] = DP[v] g - (I - P) H v``."""
+        g = grad(self.loss)(base)
+        static = self.frozen(base)
+        velocity = static(base)
+        turned = _projector_derivative(self.skill, base, self.rank, velocity, g)
+        return velocity, turned - static._outside(hessian_product(self.loss, base, velocity))
+
+
+def _moved_factor(skill: Skill, theta: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+    """R and its derivative along a direction, so that ``DF = R'^T R + R^T R'``."""
+    factor, moved = jvp(skill.fisher_factor, (theta,), (direction,))[:2]
+    return factor, moved
+
+
+def _projector_derivative(skill: Skill, theta: Tensor, rank: int, direction: Tensor, vector: Tensor) -> Tensor:
+    """``DP(theta)[u] w`` for the top-d projector, by first-order perturbation of ``F = R^T R``.
+
+    ``DP = sum_{k <= d} S_k DF u_k u_k^T + transpose`` with ``S_k = (lambda_k - F)^{-1} (I - P)``; directions outside
+    the rows of R have eigenvalue 0.
+    """
+    factor, moved = _moved_factor(skill, theta, direction)
+    _, singular, vh = torch.linalg.svd(factor, full_matrices=False)
+    top, rest = vh[:rank], vh[rank:]
+
+    def changed(columns: Tensor) -> Tensor:  # DF applied to columns
+        return moved.T @ (factor @ columns) + factor.T @ (moved @ columns)
+
+    gaps = singular[:rank, None].square() - singular[rank:].square()
+
+    def resolvent(columns: Tensor) -> Tensor:  # S_k on column k
+        outside = columns - vh.T @ (vh @ columns)
+        return outside / singular[:rank].square() + rest.T @ ((rest @ columns) / gaps.T)
+
+    change = changed(top.T)
+    return resolvent(change) @ (top @ vector) + top.T @ (resolvent(vector[:, None].expand(-1, rank)) * change).sum(
+        dim=0
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class TrustRegion(Field):
+    """``v = -(I + mu F(theta))^{-1} g``: the step ``min_u g.u + |u|^2/2 + mu u^T F u / 2``, its KL made dear.
+
+    The Lagrangian form of a trust region in the policy (natural gradient with damping 1/mu); it tends to the tracked
+    projection on the range of F as mu grows. ``a = -(I + mu F)^{-1} (H v + mu DF[v] v)``.
+
+    Attributes:
+        loss: the fine-tuning loss.
+        skill: whose policy is to stay.
+        strength: mu, at least 0.
+    """
+
+    loss: Function
+    skill: Skill
+    strength: float
+
+    def _solve(self, factor: Tensor, vector: Tensor) -> Tensor:
+        """``(I + mu R^T R)^{-1} w``, by the r x r system of Woodbury's identity."""
+        small = torch.eye(len(factor), dtype=factor.dtype) + self.strength * factor @ factor.T
+        return vector - self.strength * factor.T @ torch.linalg.solve(small, factor @ vector)
+
+    def __call__(self, state: Tensor) -> Tensor:
+        """``-(I + mu F)^{-1} g``."""
+        return -self._solve(self.skill.fisher_factor(state), grad(self.loss)(state))
+
+    def closed_form(self, base: Tensor) -> tuple[Tensor, Tensor]:
+        """``v`` and ``a``, from differentiating ``(I + mu F) v = -g``."""
+        velocity = self(base)
+        factor, moved = _moved_factor(self.skill, base, velocity)
+        turned = moved.T @ (factor @ velocity) + factor.T @ (moved @ velocity)
+        pull = hessian_product(self.loss, base, velocity) + self.strength * turned
+        return velocity, -self._solve(factor, pull)
