@@ -90,6 +90,12 @@ class Preconditioned(Field):
     loss: Function
     preconditioner: Tensor
 
+    def __post_init__(self) -> None:
+        """Validate."""
+        shape = tuple(self.preconditioner.shape)
+        if len(shape) != 1 and not (len(shape) == 2 and shape[0] == shape[1]):
+            raise ValueError(f"the preconditioner must be a vector or a square matrix, got shape {shape}")
+
     def _apply(self, vector: Tensor) -> Tensor:
         m = self.preconditioner
         return m * vector if m.ndim == 1 else m @ vector
@@ -128,6 +134,11 @@ class SignDescent(Field):
     loss: Function
     epsilon: float = 1e-8
 
+    def __post_init__(self) -> None:
+        """Validate."""
+        if not self.epsilon >= 0:
+            raise ValueError(f"epsilon must be at least 0, got {self.epsilon}")
+
     def __call__(self, state: Tensor) -> Tensor:
         """``-g / (|g| + epsilon)``."""
         g = grad(self.loss)(state)
@@ -152,6 +163,9 @@ class LowRank(Field):
         base: flattened W0.
         first: A0, shape (r, q).
         scaling: c = alpha / r.
+
+    Raises:
+        ValueError: if A0 is no matrix whose columns are those of a W0.
     """
 
     loss: Function
@@ -159,12 +173,24 @@ class LowRank(Field):
     first: Tensor
     scaling: float = 1.0
 
+    def __post_init__(self) -> None:
+        """Validate."""
+        if self.first.ndim != 2 or len(self.base) % self.first.shape[1]:
+            shape = tuple(self.first.shape)
+            raise ValueError(f"expected A0 of shape (r, q) with q dividing {len(self.base)}, got {shape}")
+
     def __call__(self, state: Tensor) -> Tensor:
         """Minus the gradient in the factors."""
         return -grad(lambda s: self.loss(self.parameters(s)))(state)
 
     def start(self, base: Tensor) -> Tensor:
-        """A0 and zeros, for the one base point that the field knows."""
+        """A0 and zeros, for the one base point that the field knows.
+
+        Raises:
+            ValueError: for another base point.
+        """
+        if not torch.equal(base, self.base):
+            raise ValueError("a LoRA field starts from its own W0 only, got another base point")
         rows = len(self.base) // self.first.shape[1]
         zeros = torch.zeros(rows * len(self.first), dtype=self.base.dtype)
         return torch.cat([self.first.flatten(), zeros])

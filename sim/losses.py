@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.func import grad
 
 from sim.skills import Function, Polynomial, Skill
+
+_ROUNDING = 1e-13  # of a gradient's norm: a smaller overlap is none
 
 
 def minus_angle(theta: Tensor) -> Tensor:
@@ -32,7 +36,12 @@ def random_smooth(base: Tensor, kernel: int, seed: int, waves: int = 8) -> Funct
         kernel: the gradient there lives on the last so many coordinates (on all, for 0).
         seed: of the coefficients.
         waves: cosines; each is flat to second order at the base point, so that it only adds higher derivatives.
+
+    Raises:
+        ValueError: if the kernel is not in 0..n.
     """
+    if not 0 <= kernel <= len(base):
+        raise ValueError(f"the kernel must lie in 0..{len(base)}, got {kernel}")
     rng = torch.Generator().manual_seed(seed)
     n = len(base)
     g = torch.randn(n, generator=rng, dtype=base.dtype)
@@ -63,12 +72,13 @@ def with_overlap(loss: Function, skill: Skill, rank: int, overlap: float) -> Fun
     Raises:
         ValueError: if the overlap is negative, or cannot be had from a gradient with none.
     """
-    if not overlap >= 0:
-        raise ValueError(f"the overlap is a norm and cannot be negative, got {overlap}")
+    if not 0 <= overlap < math.inf:
+        raise ValueError(f"the overlap is a norm, finite and not negative, got {overlap}")
     directions = skill.top_directions(skill.base, rank)
-    seen = directions.T @ grad(loss)(skill.base)
+    gradient = grad(loss)(skill.base)
+    seen = directions.T @ gradient
     size = float(seen.norm())
-    if overlap > 0 and size == 0:
+    if overlap > 0 and size <= _ROUNDING * gradient.norm():
         raise ValueError("the gradient has no overlap that could be scaled; give the loss one, or ask for 0")
     shift = directions @ seen * (overlap / size - 1 if size > 0 else 0.0)
     return lambda theta: loss(theta) + shift @ (theta - skill.base)

@@ -103,6 +103,11 @@ class Transformer:
     heads: int = 2
     layers: int = 2
 
+    def __post_init__(self) -> None:
+        """Validate."""
+        if self.heads < 1 or self.width % self.heads:
+            raise ValueError(f"the heads must divide the width {self.width}, got {self.heads}")
+
     @property
     def layout(self) -> Layout:
         """The parameters."""
@@ -113,7 +118,13 @@ class Transformer:
         return Layout(shapes | {"head": (v, w)}, tables=("embedding", "position"))
 
     def logits(self, theta: Float[Tensor, " n"], tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
-        """Unnormalised log-probabilities of the next token at every position."""
+        """Unnormalised log-probabilities of the next token at every position.
+
+        Raises:
+            ValueError: if the sequences are longer than the context.
+        """
+        if tokens.shape[1] > self.context:
+            raise ValueError(f"the context holds {self.context} tokens, got {tokens.shape[1]}")
         p = self.layout.unpack(theta)
         x = p["embedding"][tokens] + p["position"][: tokens.shape[1]]
         for i in range(self.layers):
@@ -131,7 +142,13 @@ class Transformer:
     def response_log_probabilities(
         self, theta: Float[Tensor, " n"], prompts: Int[Tensor, "X P"], length: int
     ) -> Float[Tensor, "X K"]:
-        """Log-probabilities of all ``K = V^length`` responses to each prompt, in lexicographic order."""
+        """Log-probabilities of all ``K = V^length`` responses to each prompt, in lexicographic order.
+
+        Raises:
+            ValueError: if there is no token to respond with, or no prompt, or they do not fit the context.
+        """
+        if length < 1 or prompts.shape[1] < 1:
+            raise ValueError(f"expected 1 or more tokens of prompt and response, got {prompts.shape[1]} and {length}")
         responses = torch.tensor(list(itertools.product(range(self.vocabulary), repeat=length)))
         count, size = len(prompts), len(responses)
         tokens = torch.cat([prompts.repeat_interleave(size, 0), responses.repeat(count, 1)], dim=1)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from commands.errors import UserError
 from sim import losses
 from sim.networks import TrainedNetwork, trained_perceptron, trained_transformer
 from sim.skills import Function, GaussianSkill, Skill, SoftmaxSkill, random_softmax
@@ -58,26 +59,26 @@ class Dials:
     dimension: int = 12
 
     def check(self) -> None:
-        """Raise ValueError, naming the dial, unless a problem has these dials."""
+        """Raise UserError, naming the dial, unless a problem has these dials."""
         for field in fields(self):
             if not abs(getattr(self, field.name)) < 1e100:
-                raise ValueError(f"--{field.name} must be a finite number, got {getattr(self, field.name)}")
+                raise UserError(f"--{field.name} must be a finite number, got {getattr(self, field.name)}")
         if self.sharpness <= 0:
-            raise ValueError(f"--sharpness (lambda) must be positive, got {self.sharpness}")
+            raise UserError(f"--sharpness (lambda) must be positive, got {self.sharpness}")
         for name in ("overlap", "coupling", "tail"):
             if getattr(self, name) < 0:
-                raise ValueError(f"--{name} must be at least 0, got {getattr(self, name)}")
+                raise UserError(f"--{name} must be at least 0, got {getattr(self, name)}")
         if self.tail >= self.sharpness:
-            raise ValueError(f"--tail must be below --sharpness, {self.sharpness}, got {self.tail}")
+            raise UserError(f"--tail must be below --sharpness, {self.sharpness}, got {self.tail}")
         if self.dimension < 3:
-            raise ValueError(f"--dimension must be at least 3, got {self.dimension}")
+            raise UserError(f"--dimension must be at least 3, got {self.dimension}")
 
 
 def dialled(dials: Dials, seed: int, note: str) -> Problem:
     """The problem with these dials.
 
     Raises:
-        ValueError: for impossible dials.
+        UserError: for impossible dials.
     """
     dials.check()
     rng = torch.Generator().manual_seed(seed)
@@ -113,12 +114,13 @@ def softmax(dimension: int, prompts: int, outcomes: int, kernel: int, seed: int,
     """A random softmax skill and a random smooth loss with ``F g = 0``, if the kernel is not 0.
 
     Raises:
-        ValueError: if a size, or the rank, is impossible.
+        ValueError: if a size is impossible.
+        UserError: if the rank is.
     """
     skill = random_softmax(dimension, prompts, outcomes, kernel, seed)
     full = fisher_rank(skill)
     if rank is not None and not 1 <= rank <= full:
-        raise ValueError(f"--rank must lie in 1..{full}, the rank of this skill's Fisher matrix, got {rank}")
+        raise UserError(f"--rank must lie in 1..{full}, the rank of this skill's Fisher matrix, got {rank}")
     loss = losses.random_smooth(skill.base, kernel, seed + 1)
     return Problem(skill, loss, rank or full, f"{prompts} prompts, {outcomes} outcomes, {dimension} parameters")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -26,17 +27,25 @@ class StaticProjection(Field):
     loss: Function
     directions: Tensor
 
-    def _outside(self, vector: Tensor) -> Tensor:
-        return vector - self.directions @ (self.directions.T @ vector)
+    def __post_init__(self) -> None:
+        """Validate."""
+        columns = self.directions
+        if columns.ndim != 2 or not (columns.T @ columns - torch.eye(columns.shape[1])).abs().max() < 1e-9:
+            raise ValueError(f"the directions must be orthonormal columns (n, d), got shape {tuple(columns.shape)}")
 
     def __call__(self, state: Tensor) -> Tensor:
         """``-(I - P) g``."""
-        return -self._outside(grad(self.loss)(state))
+        return -_outside(self.directions, grad(self.loss)(state))
 
     def closed_form(self, base: Tensor) -> tuple[Tensor, Tensor]:
         """``-(I - P) g, (I - P) H (I - P) g``."""
-        step = self._outside(grad(self.loss)(base))
-        return -step, self._outside(hessian_product(self.loss, base, step))
+        step = _outside(self.directions, grad(self.loss)(base))
+        return -step, _outside(self.directions, hessian_product(self.loss, base, step))
+
+
+def _outside(directions: Tensor, vector: Tensor) -> Tensor:
+    """``(I - P) w``."""
+    return vector - directions @ (directions.T @ vector)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +67,7 @@ class TrackedProjection(Field):
 
     def __call__(self, state: Tensor) -> Tensor:
         """``-(I - P(theta)) g``."""
-        return self.frozen(state)(state)
+        return -_outside(self.skill.top_directions(state, self.rank), grad(self.loss)(state))
 
     def frozen(self, state: Tensor) -> StaticProjection:
         """The static projection with the directions of ``state``."""
@@ -77,7 +86,7 @@ class TrackedProjection(Field):
         static = self.frozen(base)
         velocity = static(base)
         turned = _projector_derivative(self.skill, base, self.rank, velocity, g)
-        return velocity, turned - static._outside(hessian_product(self.loss, base, velocity))
+        return velocity, turned - _outside(static.directions, hessian_product(self.loss, base, velocity))
 
 
 def _moved_factor(skill: Skill, theta: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,6 +136,11 @@ class TrustRegion(Field):
     loss: Function
     skill: Skill
     strength: float
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        if not 0 <= self.strength < math.inf:
+            raise ValueError(f"the strength mu must be at least 0 and finite, got {self.strength}")
 
     def _solve(self, factor: Tensor, vector: Tensor) -> Tensor:
         """``(I + mu R^T R)^{-1} w``, by the r x r system of Woodbury's identity."""

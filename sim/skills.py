@@ -10,6 +10,7 @@ projectors and derivatives along a path are derived from that, here, once.
 from __future__ import annotations
 
 import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from theory import onset
 from theory.statistics import ScoreStatistics
 
 Function = Callable[[Tensor], Tensor]
+
+_MOST_OUTPUTS = 4  # of a Gaussian mean: 3^4 nodes
 
 
 class Skill(ABC):
@@ -52,6 +55,19 @@ class Skill(ABC):
     @abstractmethod
     def utility_losses(self, thetas: Float[Tensor, "T n"]) -> Float[np.ndarray, " T"]:
         """``KL(pi_base || pi_theta)`` at T points, in its stable form."""
+
+    @abstractmethod
+    def coordinates(self, theta: Float[Tensor, " n"]) -> Float[Tensor, " r"]:
+        """Functions c, zero at the base point, with ``utility loss = E[c^2]/2`` up to the distortion."""
+
+    @property
+    @abstractmethod
+    def coordinate_weights(self) -> Float[Tensor, " r"]:
+        """The weights of E over the coordinates."""
+
+    @abstractmethod
+    def distortion(self, coordinates: Float[Tensor, "T r"]) -> tuple[Float[np.ndarray, " T"], Float[np.ndarray, " T"]]:
+        """D and D2 of the finite-time law: ``sqrt(1 - D/3) <= sqrt(2 utility loss / E[c^2]) <= e^{D2/2}``."""
 
     @property
     def dimension(self) -> int:
@@ -115,6 +131,11 @@ def path_derivatives(
     return first(start), second(start), derivative(second)(start)
 
 
+def _check_base(base: Tensor) -> None:
+    if base.ndim != 1 or base.dtype != torch.float64:
+        raise ValueError(f"the base point must be a float64 vector, got {base.dtype} of shape {tuple(base.shape)}")
+
+
 @dataclass(frozen=True, eq=False)
 class SoftmaxSkill(Skill):
     """Several prompts, K outcomes each, probabilities by softmax of the logits.
@@ -123,11 +144,24 @@ class SoftmaxSkill(Skill):
         logits: theta to the logits, shape (X, K).
         prompts: probabilities of the prompts, shape (X,).
         base: theta*.
+
+    Raises:
+        ValueError: if the base point is no float64 vector, the prompts' probabilities do not sum to 1, or the
+            logits have another shape.
     """
 
     logits: Function
     prompts: Tensor
     base: Tensor
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        _check_base(self.base)
+        if self.prompts.ndim != 1 or not (self.prompts >= 0).all() or not abs(float(self.prompts.sum()) - 1) <= 1e-9:
+            raise ValueError(f"the prompts need probabilities that sum to 1, got {self.prompts.tolist()}")
+        shape = tuple(self.logits(self.base).shape)
+        if len(shape) != 2 or shape[0] != len(self.prompts):
+            raise ValueError(f"expected logits of shape ({len(self.prompts)}, K), one row a prompt, got {shape}")
 
     @cached_property
     def _base_log_probabilities(self) -> Tensor:
@@ -150,11 +184,24 @@ class SoftmaxSkill(Skill):
         weights = self._weights(self.log_probabilities(theta))
         return weights.sqrt()[:, None] * jacrev(self.log_probabilities)(theta)
 
+    def coordinates(self, theta: Tensor) -> Tensor:
+        """Changes of the log-probabilities, shape (X K,)."""
+        return self.log_probabilities(theta) - self._base_log_probabilities
+
+    @property
+    def coordinate_weights(self) -> Tensor:
+        """Those of the outcomes."""
+        return self.weights
+
+    def distortion(self, coordinates: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """The largest drop and the largest rise of a log-probability."""
+        return (-coordinates).amax(dim=1).clamp(min=0).numpy(), coordinates.amax(dim=1).clamp(min=0).numpy()
+
     def utility_losses(self, thetas: Tensor) -> np.ndarray:
         """Shape (T,)."""
-        changes = vmap(self.log_probabilities, chunk_size=1024)(thetas) - self._base_log_probabilities
+        changes = vmap(self.coordinates, chunk_size=1024)(thetas).numpy()
         weights = self.weights.numpy()
-        return np.array([onset.utility_loss(change, weights) for change in changes.numpy()])
+        return np.array([onset.utility_loss(change, weights) for change in changes])
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,11 +215,24 @@ class GaussianSkill(Skill):
         mean: theta to m, shape (k,).
         precision: the inverse variance.
         base: theta*.
+
+    Raises:
+        ValueError: if the base point is no float64 vector, the precision is not positive, or the mean has not 1 to 4
+            outputs.
     """
 
     mean: Function
     precision: float
     base: Tensor
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        _check_base(self.base)
+        if not 0 < self.precision < math.inf:
+            raise ValueError(f"the precision must be positive and finite, got {self.precision}")
+        shape = tuple(self.mean(self.base).shape)
+        if len(shape) != 1 or not 1 <= shape[0] <= _MOST_OUTPUTS:
+            raise ValueError(f"the mean must be a vector of 1 to {_MOST_OUTPUTS} outputs, got shape {shape}")
 
     @cached_property
     def _outputs(self) -> int:
@@ -199,10 +259,22 @@ class GaussianSkill(Skill):
         """``sqrt(precision) Dm``, shape (k, n)."""
         return self.precision**0.5 * jacrev(self.mean)(theta)
 
+    def coordinates(self, theta: Tensor) -> Tensor:
+        """``sqrt(precision) (m - m*)``, shape (k,)."""
+        return self.precision**0.5 * (self.mean(theta) - self.mean(self.base))
+
+    @property
+    def coordinate_weights(self) -> Tensor:
+        """Ones: E is the sum over the outputs."""
+        return torch.ones(self._outputs, dtype=self.base.dtype)
+
+    def distortion(self, coordinates: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """None: the loss is exactly ``|c|^2 / 2``."""
+        return np.zeros(len(coordinates)), np.zeros(len(coordinates))
+
     def utility_losses(self, thetas: Tensor) -> np.ndarray:
-        """``precision |m - m*|^2 / 2``, shape (T,)."""
-        shift = vmap(self.mean)(thetas) - self.mean(self.base)
-        return (self.precision / 2 * shift.square().sum(dim=1)).numpy()
+        """``|c|^2 / 2``, shape (T,)."""
+        return (vmap(self.coordinates)(thetas).square().sum(dim=1) / 2).numpy()
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,7 +305,7 @@ def random_softmax(
 ) -> SoftmaxSkill:
     """A softmax skill with random polynomial logits; F vanishes on the last ``kernel`` coordinates.
 
-    Its base point is the origin. ``scale`` multiplies the logits.
+    Its base point is the origin. ``scale`` multiplies what theta adds to the logits.
 
     Raises:
         ValueError: if a count is not positive or the kernel does not fit.

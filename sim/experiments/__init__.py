@@ -1,0 +1,1 @@
+"""What the commands compute, apart from their options: each returns one JSON result."""

@@ -1,0 +1,248 @@
+"""The onset of the utility loss along gradient flow: measured on the policy, against what the theory predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.func import vmap
+
+from commands.errors import UserError
+from commands.progress import Progress
+from sim import problems
+from sim.fields import Derivatives, GradientFlow
+from sim.flow import DivergedError, flow
+from sim.problems import Dials, Problem
+from sim.session import finite
+from sim.skills import Skill, path_derivatives
+from theory import onset
+from theory.aic import estimate
+
+POINTS = 121
+_ROUNDING = 1e-10  # of its natural scale: a leak or onset coefficient below is rounding
+_WINDOW = 0.15  # third derivatives may change d by a twentieth at the window's end: M3 t / (3 gamma_star)
+_INNER = 0.1  # the part of the window that exponent and coefficient are read in, where they change it by 1/200
+_BEFORE_CROSSOVER = 30.0
+_BEYOND_WINDOW = 3.0
+_DECADES = 1e-3  # times shown below the window, where no crossover is
+_NODES = 16  # of the Chebyshev interpolant that gives third derivatives along the path
+
+
+def compute(cases: Sequence[str], dials: Dials, horizon: float, seed: int, progress: Progress) -> dict[str, Any]:
+    """Measure every case; the result of the command.
+
+    Raises:
+        UserError: for impossible dials, a flow that diverges, or a case whose quartic window is empty.
+    """
+    builders = _builders(dials, seed)
+    found = {}
+    with progress.stage("cases", len(cases)) as tick:
+        for name in cases:
+            try:
+                found[name] = measure(builders[name](), horizon)
+            except DivergedError as error:
+                raise UserError(f"--horizon must be below {error.time:.3g} for {name}: {error}") from error
+            except NoWindowError as error:
+                raise UserError(f"{_option(name)} must be lower for {name}: {error}") from error
+            tick()
+    return {"schema_version": 1, "cases": found}
+
+
+def _builders(dials: Dials, seed: int) -> dict[str, Callable[[], Problem]]:
+    """Every case by its name; a dial at 0 without which the case has no point gets a value."""
+
+    def dialled(note: str, **changes: float) -> Callable[[], Problem]:
+        clean = {"overlap": 0.0, "tail": 0.0, "curvature": 0.0}
+        return lambda: problems.dialled(replace(dials, **(clean | changes)), seed, note)  # type: ignore[arg-type]
+
+    n = dials.dimension
+    return {
+        "coupled": dialled("curved loss, flat model: the paper's case"),
+        "curved": dialled("curved loss and curved model", curvature=dials.curvature or 4.0),
+        "circle": lambda: problems.circle(dials.sharpness),
+        "leaky": dialled("the gradient overlaps the sharp direction", overlap=dials.overlap or 1e-4),
+        "tail": dialled("no overlap, but a leak through the tail", tail=dials.tail or 1e-7),
+        "softmax": lambda: problems.softmax(n, 2, 3, max(1, n // 3), seed),
+        "mlp": lambda: problems.perceptron(seed),
+        "transformer": lambda: problems.transformer(seed),
+    }
+
+
+def _option(case: str) -> str:
+    return {"leaky": "--overlap", "tail": "--tail"}.get(case, "--coupling")
+
+
+class NoWindowError(ValueError):
+    """There is no time at which the quartic law could be read off."""
+
+
+@dataclass(frozen=True)
+class Onset:
+    """What is predicted of a path from its derivatives at 0."""
+
+    leak: float
+    coupling: float
+    gamma_star: float
+    path: Derivatives
+    correlation: float | None
+
+    @property
+    def crossover(self) -> float | None:
+        """``2 leak / gamma_star``; None without a leak or an onset."""
+        return onset.crossover(self.leak, self.gamma_star) if self.leak > 0 and self.gamma_star > 0 else None
+
+
+def predict(skill: Skill, path: Derivatives, rank: int) -> Onset:
+    """Leak, coupling and onset coefficient of a path, with rounding set to 0."""
+    stats = skill.statistics(path.velocity, path.acceleration)
+    found = estimate(stats, min(rank, stats.num_samples), resamples=0, splits=1)
+    root = float(found.eigenvalues[0]) ** 0.5
+    leak = _without_rounding(found.leak, root * stats.velocity_norm)
+    gamma_star = _without_rounding(onset.onset_coefficient(stats), root * stats.acceleration_norm)
+    correlation = onset.correlation(stats) if leak > 0 and gamma_star > 0 else None
+    return Onset(leak, found.coupling, gamma_star, path, correlation)
+
+
+def _without_rounding(value: float, scale: float) -> float:
+    return value if value > _ROUNDING * scale else 0.0
+
+
+def measure(problem: Problem, horizon: float) -> dict[str, Any]:
+    """One case: loss, slope, exponent, coefficient and crossover along the flow, beside the predictions.
+
+    Raises:
+        DivergedError: if the flow diverges before the horizon.
+        NoWindowError: if there is an onset, but the leak hides it until higher orders do.
+    """
+    skill, field = problem.skill, GradientFlow(problem.loss)
+    predicted = predict(skill, field.derivatives(skill.base), problem.rank)
+    times = _times(predicted, skill, horizon)
+    thetas = flow(field, skill.base, times)
+    losses = skill.utility_losses(thetas)
+    third = _third_derivatives(skill, lambda t: flow(field, skill.base, t), times)
+    window = _quartic_window(predicted, times, third)
+    return {
+        "note": problem.note,
+        "dimension": skill.dimension,
+        "rank": problem.rank,
+        "leak": predicted.leak,
+        "coupling": predicted.coupling,
+        "onset_coefficient": predicted.gamma_star,
+        "correlation": predicted.correlation,
+        "predicted_coefficient": predicted.gamma_star**2 / 8,
+        "paper_coefficient": predicted.coupling**2 / 8,
+        "predicted_crossover": predicted.crossover,
+        **_readings(times, losses, window, predicted.crossover),
+        "window": window,
+        "end": {"t": float(times[-1]), "utility_loss": float(losses[-1])},
+        "curve": _curve(skill, predicted, times, thetas, losses, third),
+    }
+
+
+def _times(predicted: Onset, skill: Skill, horizon: float) -> np.ndarray:
+    """Geometric times that show crossover and window, and end at the horizon at the latest."""
+    *_, jerk = path_derivatives(skill.coordinates, skill.base, *predicted.path)
+    size = _norm(skill, jerk[None])[0]
+    reach = _WINDOW * predicted.gamma_star / size if size > 0 and predicted.gamma_star > 0 else horizon
+    end = min(_BEYOND_WINDOW * reach, horizon)
+    start = end * _DECADES
+    if predicted.crossover is not None:
+        start = min(start, predicted.crossover / _BEFORE_CROSSOVER)
+    times = np.geomspace(start, end, POINTS)
+    times[-1] = end
+    return times
+
+
+def _norm(skill: Skill, values: Tensor) -> np.ndarray:
+    """Root of ``E[c^2]`` for each row."""
+    return (values.square() @ skill.coordinate_weights).sqrt().numpy()
+
+
+def _third_derivatives(skill: Skill, path: Callable[[np.ndarray], Tensor], times: np.ndarray) -> np.ndarray:
+    """M3: the largest norm of the third derivative of the coordinates on [0, t], shape (T,).
+
+    From the Chebyshev interpolant of the coordinates on [0, t_end], differentiated three times.
+    """
+    end = float(times[-1])
+    nodes = (1 - np.cos(np.pi * (np.arange(_NODES) + 0.5) / _NODES)) / 2 * end
+    values = vmap(skill.coordinates)(path(nodes)).numpy()
+    fit = np.polynomial.chebyshev.chebfit(2 * nodes / end - 1, values, _NODES - 1)
+    slope = np.polynomial.chebyshev.chebder(fit, 3, scl=2 / end)
+    at = np.concatenate([[0.0], times])
+    third = np.polynomial.chebyshev.chebval(2 * at / end - 1, slope).T
+    norms = np.sqrt(third**2 @ skill.coordinate_weights.numpy())
+    return np.maximum.accumulate(norms)[1:]
+
+
+def _quartic_window(predicted: Onset, times: np.ndarray, third: np.ndarray) -> list[float] | None:
+    """Where the quartic law holds to a tenth: the leak no longer shows, third derivatives not yet."""
+    if predicted.gamma_star == 0:
+        return None
+    low, _ = onset.quartic_window(predicted.leak, predicted.gamma_star, 0.0)
+    inside = times * third <= _WINDOW * predicted.gamma_star
+    high = float(times[inside].max(initial=0.0))
+    low = max(low, float(times[0]))
+    if np.count_nonzero((times >= low) & (times <= _INNER * high)) < 5:
+        raise NoWindowError(
+            f"no quartic window, the leak of {predicted.leak:.3g} shows until t = {low:.3g} and higher orders from "
+            f"t = {high:.3g} on"
+        )
+    return [low, high]
+
+
+def _readings(
+    times: np.ndarray, losses: np.ndarray, window: list[float] | None, crossover: float | None
+) -> dict[str, float | None]:
+    """Exponent, coefficient and crossover as the curve shows them."""
+    found: dict[str, float | None] = {"exponent": None, "coefficient": float(losses[-1] / times[-1] ** 4)}
+    if window is not None:
+        inner = (window[0], _INNER * window[1])
+        found["exponent"] = onset.fit_exponent(times, losses, inner).exponent
+        found["coefficient"] = _coefficient(times, losses, window[1], crossover is not None)
+    found["crossover"] = None if crossover is None else _slope_crosses(times, losses, 3.0)
+    return found
+
+
+def _coefficient(times: np.ndarray, losses: np.ndarray, end: float, leaky: bool) -> float:
+    """The t^4 coefficient of the polynomial that fits the curve up to the window's end in relative error."""
+    powers = range(2 if leaky else 4, 9)
+    used = times <= end
+    t = times[used] / end
+    design = np.stack([t**k for k in powers], axis=1) / losses[used, None]
+    solution = np.linalg.lstsq(design, np.ones(len(t)), rcond=None)[0]
+    return float(solution[list(powers).index(4)] / end**4)
+
+
+def _slope_crosses(times: np.ndarray, losses: np.ndarray, level: float) -> float | None:
+    """The first time at which the log-log slope passes a level upwards, by interpolation."""
+    slope = onset.local_slope(times, losses)
+    after = np.flatnonzero((slope[:-1] < level) & (slope[1:] >= level))
+    if after.size == 0:
+        return None
+    i = int(after[0])
+    share = (level - slope[i]) / (slope[i + 1] - slope[i])
+    return float(np.exp((1 - share) * np.log(times[i]) + share * np.log(times[i + 1])))
+
+
+def _curve(
+    skill: Skill, predicted: Onset, times: np.ndarray, thetas: Tensor, losses: np.ndarray, third: np.ndarray
+) -> dict[str, list[float | None]]:
+    """What the picture shows: the loss, its slope, and the two-sided finite-time law."""
+    first, second, _ = path_derivatives(skill.coordinates, skill.base, *predicted.path)
+    leak, gamma = (float(_norm(skill, x[None])[0]) for x in (first, second))
+    drop, rise = skill.distortion(vmap(skill.coordinates)(thetas))
+    band = onset.finite_time_bounds(times, leak, gamma, third, drop, rise)
+    positive = losses > 0
+    slope = np.full(len(times), np.nan)
+    if positive.all():
+        slope = onset.local_slope(times, losses)
+    return {
+        "t": times.tolist(),
+        "utility_loss": losses.tolist(),
+        "slope": [finite(x) for x in slope],
+        "lower": (band.lower**2 / 2).tolist(),
+        "upper": [finite(x) for x in band.upper**2 / 2],
+    }
