@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -45,39 +45,46 @@ def flow_many(field: Field, bases: Float[Tensor, "B n"], times: Float[np.ndarray
         times: increasing, the first at least 0.
 
     Raises:
-        ValueError: unless the times increase from at least 0, or if there is no base point.
+        ValueError: unless the times increase from at least 0.
         DivergedError: if a path diverges.
     """
-    if len(times) == 0 or not (np.isfinite(times).all() and times[0] >= 0 and (np.diff(times) > 0).all()):
-        raise ValueError(f"the times of a path must be finite and increase from at least 0, got {times}")
-    if len(bases) == 0:
-        raise ValueError("expected one or more base points, got none")
+    if len(times) == 0 or times[0] < 0 or (np.diff(times) <= 0).any():
+        raise ValueError("the times of a path must increase from at least 0")
+    return trajectory(field, bases, float(times[-1]))(times)
+
+
+def trajectory(field: Field, bases: Float[Tensor, "B n"], end: float) -> Callable[[np.ndarray], Tensor]:
+    """The paths from B base points as one function of times in [0, end], (T,) to (B, T, n): DOP853's dense output.
+
+    Raises:
+        DivergedError: if a path diverges.
+    """
     start = torch.stack([field.start(base) for base in bases])
     velocity = vmap(field) if len(bases) > 1 else lambda states: field(states[0])[None]
 
-    reached = 0.0
-
     def right_hand_side(time: float, flat: np.ndarray) -> np.ndarray:
-        nonlocal reached
         if not np.abs(flat).max() < _DIVERGED:
-            raise DivergedError(reached)
-        reached = time
+            raise DivergedError(time)
         return velocity(torch.from_numpy(flat).reshape(start.shape)).flatten().numpy()
 
     with np.errstate(over="ignore", invalid="ignore"):
         solution = solve_ivp(
             right_hand_side,
-            (0.0, max(float(times[-1]), np.finfo(float).tiny)),
+            (0.0, end),
             start.flatten().numpy(),
             method="DOP853",
-            t_eval=times,
+            dense_output=True,
             rtol=RELATIVE_TOLERANCE,
             atol=ABSOLUTE_TOLERANCE,
         )
     if not solution.success:
-        raise DivergedError(reached)
-    states = torch.from_numpy(solution.y.T.copy()).reshape(len(times), *start.shape)
-    return vmap(vmap(field.parameters))(states).transpose(0, 1)
+        raise DivergedError(float(solution.t[-1]))
+
+    def parameters(times: np.ndarray) -> Tensor:
+        states = torch.from_numpy(solution.sol(times).T.copy()).reshape(len(times), *start.shape)
+        return vmap(vmap(field.parameters))(states).transpose(0, 1)
+
+    return parameters
 
 
 def descend(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,21 +13,23 @@ from torch.func import vmap
 from commands.errors import UserError
 from commands.progress import Progress
 from sim import problems
-from sim.fields import Derivatives, GradientFlow
-from sim.flow import DivergedError, flow
+from sim.experiments.readings import Onset, power_coefficients, predict, slope_crosses
+from sim.fields import GradientFlow
+from sim.flow import DivergedError, trajectory
 from sim.problems import Dials, Problem
 from sim.session import finite
 from sim.skills import Skill, path_derivatives
 from theory import onset
-from theory.aic import estimate
+
+Path = Callable[[np.ndarray], Tensor]  # increasing times to parameters, (T,) to (T, n)
 
 POINTS = 121
-_ROUNDING = 1e-10  # of its natural scale: a leak or onset coefficient below is rounding
 _WINDOW = 0.15  # third derivatives may change d by a twentieth at the window's end: M3 t / (3 gamma_star)
 _INNER = 0.1  # the part of the window that exponent and coefficient are read in, where they change it by 1/200
 _BEFORE_CROSSOVER = 30.0
 _BEYOND_WINDOW = 3.0
 _DECADES = 1e-3  # times shown below the window, where no crossover is
+_SMALLEST = 1e-12  # of the horizon: no window is looked for below
 _NODES = 16  # of the Chebyshev interpolant that gives third derivatives along the path
 
 
@@ -79,37 +81,6 @@ class NoWindowError(ValueError):
     """There is no time at which the quartic law could be read off."""
 
 
-@dataclass(frozen=True)
-class Onset:
-    """What is predicted of a path from its derivatives at 0."""
-
-    leak: float
-    coupling: float
-    gamma_star: float
-    path: Derivatives
-    correlation: float | None
-
-    @property
-    def crossover(self) -> float | None:
-        """``2 leak / gamma_star``; None without a leak or an onset."""
-        return onset.crossover(self.leak, self.gamma_star) if self.leak > 0 and self.gamma_star > 0 else None
-
-
-def predict(skill: Skill, path: Derivatives, rank: int) -> Onset:
-    """Leak, coupling and onset coefficient of a path, with rounding set to 0."""
-    stats = skill.statistics(path.velocity, path.acceleration)
-    found = estimate(stats, min(rank, stats.num_samples), resamples=0, splits=1)
-    root = float(found.eigenvalues[0]) ** 0.5
-    leak = _without_rounding(found.leak, root * stats.velocity_norm)
-    gamma_star = _without_rounding(onset.onset_coefficient(stats), root * stats.acceleration_norm)
-    correlation = onset.correlation(stats) if leak > 0 and gamma_star > 0 else None
-    return Onset(leak, found.coupling, gamma_star, path, correlation)
-
-
-def _without_rounding(value: float, scale: float) -> float:
-    return value if value > _ROUNDING * scale else 0.0
-
-
 def measure(problem: Problem, horizon: float) -> dict[str, Any]:
     """One case: loss, slope, exponent, coefficient and crossover along the flow, beside the predictions.
 
@@ -119,10 +90,16 @@ def measure(problem: Problem, horizon: float) -> dict[str, Any]:
     """
     skill, field = problem.skill, GradientFlow(problem.loss)
     predicted = predict(skill, field.derivatives(skill.base), problem.rank)
-    times = _times(predicted, skill, horizon)
-    thetas = flow(field, skill.base, times)
+
+    def trajectory_to(end: float) -> Path:
+        path = trajectory(field, skill.base[None], end)
+        return lambda times: path(times)[0]
+
+    path, end = _resolved(predicted, skill, trajectory_to, horizon)
+    times = _times(predicted, end)
+    thetas = path(times)
     losses = skill.utility_losses(thetas)
-    third = _third_derivatives(skill, lambda t: flow(field, skill.base, t), times)
+    third = _third_derivatives(skill, path, times)
     window = _quartic_window(predicted, times, third)
     return {
         "note": problem.note,
@@ -142,18 +119,46 @@ def measure(problem: Problem, horizon: float) -> dict[str, Any]:
     }
 
 
-def _times(predicted: Onset, skill: Skill, horizon: float) -> np.ndarray:
-    """Geometric times that show crossover and window, and end at the horizon at the latest."""
+def _resolved(
+    predicted: Onset, skill: Skill, trajectory_to: Callable[[float], Path], horizon: float
+) -> tuple[Path, float]:
+    """The path up to three times the window's end, or to the horizon, and where it ends.
+
+    The end is found by shrinking the horizon until third derivatives are resolved.
+    """
+    if predicted.gamma_star == 0:
+        return trajectory_to(horizon), horizon
     *_, jerk = path_derivatives(skill.coordinates, skill.base, *predicted.path)
-    size = _norm(skill, jerk[None])[0]
-    reach = _WINDOW * predicted.gamma_star / size if size > 0 and predicted.gamma_star > 0 else horizon
-    end = min(_BEYOND_WINDOW * reach, horizon)
+    size = float(_norm(skill, jerk[None])[0])
+    end = min(horizon, _BEYOND_WINDOW * _WINDOW * predicted.gamma_star / size) if size > 0 else horizon
+    while True:
+        times = np.geomspace(end / 100, end, 25)
+        try:
+            path = trajectory_to(end)
+            high = _window_end(predicted, times, _third_derivatives(skill, path, times))
+        except DivergedError:
+            if end < _SMALLEST * horizon:
+                raise
+            high = 0.0
+        if high >= end / (1.5 * _BEYOND_WINDOW) or end < _SMALLEST * horizon:
+            return path, end
+        end = max(_BEYOND_WINDOW * high, end / 10)
+
+
+def _times(predicted: Onset, end: float) -> np.ndarray:
+    """Geometric times up to the end that show the crossover, where there is one."""
     start = end * _DECADES
     if predicted.crossover is not None:
         start = min(start, predicted.crossover / _BEFORE_CROSSOVER)
     times = np.geomspace(start, end, POINTS)
-    times[-1] = end
+    times[-1] = end  # not its logarithm's rounding
     return times
+
+
+def _window_end(predicted: Onset, times: np.ndarray, third: np.ndarray) -> float:
+    """The last time at which third derivatives change d by a twentieth at most, or 0."""
+    inside = times * third <= _WINDOW * predicted.gamma_star
+    return float(times[inside].max(initial=0.0))
 
 
 def _norm(skill: Skill, values: Tensor) -> np.ndarray:
@@ -161,7 +166,7 @@ def _norm(skill: Skill, values: Tensor) -> np.ndarray:
     return (values.square() @ skill.coordinate_weights).sqrt().numpy()
 
 
-def _third_derivatives(skill: Skill, path: Callable[[np.ndarray], Tensor], times: np.ndarray) -> np.ndarray:
+def _third_derivatives(skill: Skill, path: Path, times: np.ndarray) -> np.ndarray:
     """M3: the largest norm of the third derivative of the coordinates on [0, t], shape (T,).
 
     From the Chebyshev interpolant of the coordinates on [0, t_end], differentiated three times.
@@ -182,8 +187,7 @@ def _quartic_window(predicted: Onset, times: np.ndarray, third: np.ndarray) -> l
     if predicted.gamma_star == 0:
         return None
     low, _ = onset.quartic_window(predicted.leak, predicted.gamma_star, 0.0)
-    inside = times * third <= _WINDOW * predicted.gamma_star
-    high = float(times[inside].max(initial=0.0))
+    high = _window_end(predicted, times, third)
     low = max(low, float(times[0]))
     if np.count_nonzero((times >= low) & (times <= _INNER * high)) < 5:
         raise NoWindowError(
@@ -201,30 +205,9 @@ def _readings(
     if window is not None:
         inner = (window[0], _INNER * window[1])
         found["exponent"] = onset.fit_exponent(times, losses, inner).exponent
-        found["coefficient"] = _coefficient(times, losses, window[1], crossover is not None)
-    found["crossover"] = None if crossover is None else _slope_crosses(times, losses, 3.0)
+        found["coefficient"] = power_coefficients(times, losses, window[1], 2 if crossover else 4)[4]
+    found["crossover"] = None if crossover is None else slope_crosses(times, losses, 3.0)
     return found
-
-
-def _coefficient(times: np.ndarray, losses: np.ndarray, end: float, leaky: bool) -> float:
-    """The t^4 coefficient of the polynomial that fits the curve up to the window's end in relative error."""
-    powers = range(2 if leaky else 4, 9)
-    used = times <= end
-    t = times[used] / end
-    design = np.stack([t**k for k in powers], axis=1) / losses[used, None]
-    solution = np.linalg.lstsq(design, np.ones(len(t)), rcond=None)[0]
-    return float(solution[list(powers).index(4)] / end**4)
-
-
-def _slope_crosses(times: np.ndarray, losses: np.ndarray, level: float) -> float | None:
-    """The first time at which the log-log slope passes a level upwards, by interpolation."""
-    slope = onset.local_slope(times, losses)
-    after = np.flatnonzero((slope[:-1] < level) & (slope[1:] >= level))
-    if after.size == 0:
-        return None
-    i = int(after[0])
-    share = (level - slope[i]) / (slope[i + 1] - slope[i])
-    return float(np.exp((1 - share) * np.log(times[i]) + share * np.log(times[i + 1])))
 
 
 def _curve(
