@@ -155,7 +155,8 @@ def estimate_many(
     if len(ranks) != len(blocks):
         raise ValueError(f"expected one rank for each of the {len(blocks)} blocks, got {len(ranks)}")
     base = blocks[0].sample_weights
-    for block, d in zip(blocks, ranks, strict=True):
+    jobs = list(zip(blocks, ranks, strict=True))
+    for block, d in jobs:
         check_rank(d, block.num_samples)
         if not np.array_equal(block.sample_weights, base):
             raise ValueError("blocks share resamples, so they must have the same samples and sample weights")
@@ -165,7 +166,7 @@ def estimate_many(
         return _estimate(block, d, draws, groups, float(level), splits, seed)
 
     if threads <= 1:
-        return [one(block, d) for block, d in zip(blocks, ranks, strict=True)]
+        return [one(block, d) for block, d in jobs]
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(one, blocks, ranks))
 

@@ -35,7 +35,7 @@ def weighted_functionals(
     held = weights > 0
     width = int(held.sum(axis=1).max())
     # The same width for every batch, so that results do not depend on how rows fall into batches.
-    support = np.argsort(~held, axis=1, kind="stable")[:, :width]
+    support = np.argsort(~held, kind="stable")[:, :width]
     step = max(1, _BATCH_BYTES // (8 * width**2))
     batches = [
         _spectral(stats, weights[i : i + step], support[i : i + step], rank) for i in range(0, len(weights), step)

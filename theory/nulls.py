@@ -12,7 +12,7 @@ import math
 import numpy as np
 from jaxtyping import Float
 
-from theory.spectra import SplitHalf, effective_rank
+from theory.spectra import EPS, SplitHalf, effective_rank
 from theory.statistics import ScoreStatistics
 
 _SHUFFLE_STREAM = 2  # a random stream apart from those of the bootstrap and the splits
@@ -73,7 +73,7 @@ def norm_shuffled_effective_rank(stats: ScoreStatistics, seed: int) -> float:
     squares = stats.gram.diagonal()[used] / stats.gram.diagonal().max()  # scale-free: no overflow
     rng = np.random.default_rng([seed, _SHUFFLE_STREAM])
     q = weights * rng.permuted(np.tile(squares, (_SHUFFLES, 1)), axis=1)
-    return float(np.mean(q.sum(axis=1) ** 2 / np.einsum("ri,ij,rj->r", q, squared_cosines, q, optimize=True)))
+    return float(np.mean(q.sum(axis=1) ** 2 / np.sum((q @ squared_cosines) * q, axis=1)))
 
 
 def centred_normalised_effective_rank(stats: ScoreStatistics) -> float:
@@ -82,14 +82,12 @@ def centred_normalised_effective_rank(stats: ScoreStatistics) -> float:
     Samples whose score is zero take no part; 0 if nothing is left.
     """
     used = _moving(stats)
-    if used.size == 0:
-        return 0.0
     cosines = _cosines(stats, used)
     w = stats.sample_weights[used] / stats.sample_weights[used].sum()
     mean = cosines @ w
     centred = cosines - mean[:, None] - mean + w @ mean
     trace = float(w @ centred.diagonal())
-    if trace <= len(used) * np.finfo(np.float64).eps:  # all unit scores agree: only rounding is left
+    if trace <= len(used) * EPS:  # all unit scores agree: only rounding is left
         return 0.0
     root = np.sqrt(w)
     return trace**2 / float(np.sum((root[:, None] * centred * root) ** 2))

@@ -179,8 +179,8 @@ def finite_time_bounds(
         ValueError: if an argument is negative or not a number.
     """
     _require_non_negative(t=t, leak=leak, onset=onset, third=third, drop=drop, rise=rise)
-    time, m3 = np.asarray(t, dtype=np.float64), np.asarray(third, dtype=np.float64)
-    main, rest = onset * time**2 / 2, leak * time + m3 * time**3 / 6
+    time = np.asarray(t, dtype=np.float64)
+    main, rest = onset * time**2 / 2, leak * time + third * time**3 / 6
     shrink = np.sqrt(np.maximum(1 - np.asarray(drop, dtype=np.float64) / 3, 0.0))
     grow = np.exp(np.asarray(rise, dtype=np.float64) / 2)
     return Bounds(np.asarray(shrink * np.maximum(main - rest, 0.0)), np.asarray(grow * (main + rest)))

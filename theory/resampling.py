@@ -36,7 +36,7 @@ def bootstrap_weights(
     count = len(membership)
     rng = np.random.default_rng([seed, _BOOTSTRAP_STREAM])
     multiplicity = rng.multinomial(count, np.full(count, 1.0 / count), size=resamples)
-    drawn = (multiplicity @ membership.astype(np.int64)) * weights
+    drawn = (multiplicity @ membership) * weights
     return drawn / drawn.sum(axis=1, keepdims=True)
 
 
@@ -66,7 +66,7 @@ def half_weights(
     order = rng.permuted(np.tile(np.arange(count), (splits, 1)), axis=1)
     first = np.zeros((splits, count), dtype=bool)
     np.put_along_axis(first, order[:, : count // 2], True, axis=1)
-    drawn = np.stack([first, ~first]).astype(np.float64) @ membership * weights
+    drawn = (np.stack([first, ~first]) @ membership) * weights
     return drawn / drawn.sum(axis=2, keepdims=True)
 
 

@@ -88,19 +88,33 @@ def logarithm(a: Series) -> Series:
     return np.stack(log)
 
 
+def reciprocal(a: Series) -> Series:
+    """``1 / a(t)`` elementwise, from ``a r = 1``.
+
+    Raises:
+        ValueError: if an entry of ``a(0)`` is 0.
+    """
+    if np.any(a[0] == 0):
+        raise ValueError("a series has a reciprocal only if it does not start at 0")
+    r = [1 / a[0]]
+    for k in range(1, len(a)):
+        r.append(-sum(a[j] * r[k - j] for j in range(1, k + 1)) * r[0])
+    return np.stack(r)
+
+
 def integral_curve(field: Callable[[Series], Series], start: np.ndarray, order: int) -> Series:
     """The solution of ``theta' = field(theta)`` from ``start``, by Picard's iteration.
 
-    Each round makes one more coefficient exact.
+    Each round makes one more coefficient exact, from a curve that is one longer.
 
     Args:
-        field: the vector field, applied to a series of points.
+        field: the vector field, applied to a series of points of any order.
         start: shape (n,).
         order: of the result, at least 0.
     """
     curve = constant(start, order)
     for k in range(order):
-        curve[k + 1] = field(curve)[k] / (k + 1)
+        curve[k + 1] = field(curve[: k + 1])[k] / (k + 1)
     return curve
 
 

@@ -11,6 +11,7 @@ eigenvectors belong to no projector, so nothing divides by them.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ from jaxtyping import Float, Int
 from theory.resampling import half_weights
 from theory.statistics import Scalar, ScoreStatistics
 
+EPS = float(np.finfo(np.float64).eps)
 _NEGATIVE_TOLERANCE = 1e-3  # of lambda_1: beyond this a symmetric matrix is no Gram matrix, however rounded
 
 
@@ -85,7 +87,7 @@ def _gram_spectrum(gram: Float[np.ndarray, "N N"], weights: Float[np.ndarray, " 
 
 def without_rounding(eigenvalues: Float[np.ndarray, "*R m"], count: int) -> Float[np.ndarray, "*R m"]:
     """Descending eigenvalues with those at or below ``count * eps * lambda_1`` set to zero."""
-    threshold = count * np.finfo(np.float64).eps * np.maximum(eigenvalues[..., :1], 0.0)
+    threshold = count * EPS * np.maximum(eigenvalues[..., :1], 0.0)
     return np.where(eigenvalues > threshold, eigenvalues, 0.0)
 
 
@@ -121,7 +123,7 @@ def rank_by_energy(eigenvalues: Float[np.ndarray, " N"], energy: Scalar) -> int:
     if len(eigenvalues) == 0:
         raise ValueError("expected at least one eigenvalue, got none")
     cumulative = np.cumsum(np.sort(eigenvalues)[::-1])
-    slack = 1 - len(eigenvalues) * np.finfo(np.float64).eps
+    slack = 1 - len(eigenvalues) * EPS
     return int(np.argmax(cumulative >= energy * cumulative[-1] * slack)) + 1
 
 
@@ -135,7 +137,7 @@ def participation_ratio(eigenvalues: Float[np.ndarray, "*R N"]) -> Float[np.ndar
     top = np.max(np.abs(eigenvalues), axis=-1, keepdims=True, initial=0.0)
     shares = eigenvalues / np.where(top > 0, top, 1.0)  # no overflow, no underflow
     squares = np.sum(shares**2, axis=-1)
-    return np.asarray(np.sum(shares, axis=-1) ** 2 / np.where(squares > 0, squares, 1.0))
+    return np.asarray(np.sum(shares, axis=-1) ** 2 / np.maximum(squares, 1.0))  # at least 1 if not 0
 
 
 def mean_score_share(stats: ScoreStatistics) -> float:
@@ -172,7 +174,7 @@ def principal_cosines(
         ValueError: if a shape or the rank does not fit, or the statistics are of different parameters.
     """
     inner = _subspace_inner_products(stats_a, stats_b, cross, d)
-    return np.clip(np.linalg.svd(inner, compute_uv=False), 0.0, 1.0) if inner.size else np.zeros(0)
+    return np.minimum(np.linalg.svd(inner, compute_uv=False), 1.0)
 
 
 def principal_angles(
@@ -261,15 +263,21 @@ def split_half(
     if halves is None:
         return None
     rows: list[tuple[float, float, float]] = []
-    for pair in zip(halves[0], halves[1], strict=True):
-        parts = [np.flatnonzero(w) for w in pair]
-        spectra = [_gram_spectrum(stats.gram[np.ix_(i, i)], w[i]) for i, w in zip(parts, pair, strict=True)]
-        bases = [s.basis(min(d, len(i))) for s, i in zip(spectra, parts, strict=True)]
-        inner = bases[0].T @ stats.gram[np.ix_(*parts)] @ bases[1]
+    for first, second in halves.swapaxes(0, 1):
+        (i, basis_i, rank_i), (j, basis_j, rank_j) = _half(stats, first, d), _half(stats, second, d)
+        inner = basis_i.T @ stats.gram[np.ix_(i, j)] @ basis_j
         random_overlap = max(inner.shape) / stats.dimension if inner.size else 0.0
-        mean_rank = sum(effective_rank(s.eigenvalues) for s in spectra) / 2
-        rows.append((_overlap(inner), random_overlap, mean_rank))
+        rows.append((_overlap(inner), random_overlap, (rank_i + rank_j) / 2))
     return SplitHalf(*(float(x) for x in np.mean(rows, axis=0)))
+
+
+def _half(
+    stats: ScoreStatistics, weights: Float[np.ndarray, " N"], d: int
+) -> tuple[Int[np.ndarray, " M"], Float[np.ndarray, "M k"], float]:
+    """The samples held, the coefficients of their top eigenvectors, and their effective rank."""
+    held = np.flatnonzero(weights)
+    found = _gram_spectrum(stats.gram[np.ix_(held, held)], weights[held])
+    return held, found.basis(min(d, len(held))), effective_rank(found.eigenvalues)
 
 
 def split_half_overlap(
@@ -282,3 +290,56 @@ def split_half_overlap(
     """Mode subspace overlap of the top-d eigenspaces of random halves; see :func:`split_half`."""
     halves = split_half(stats, d, splits, seed, groups)
     return None if halves is None else halves.overlap
+
+
+def projector(matrix: Float[np.ndarray, "m n"], d: int) -> Float[np.ndarray, "n n"]:
+    """Orthogonal projector on the top-d eigenspace of a symmetric matrix, by dense decomposition.
+
+    Where ``lambda_d = lambda_{d+1}`` the eigenspace is ambiguous and this is one choice of it. Only the lower
+    triangle is read.
+
+    Raises:
+        ValueError: if the matrix is not square or d is not in 1..n.
+    """
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise ValueError(f"a projector needs a square symmetric matrix, got shape {matrix.shape}")
+    if not 1 <= d <= len(matrix):
+        raise ValueError(f"the rank of the projector must lie in 1..{len(matrix)}, the size of the matrix; got {d}")
+    top = np.linalg.eigh(matrix)[1][:, -d:]
+    return top @ top.T
+
+
+def davis_kahan_bound(perturbation: Scalar, gap: Scalar) -> float:
+    """``2 e / gap``: how far the projector on the top eigenspace can move (Davis and Kahan 1970).
+
+    Lemma B.2 of "The Geometry of Alignment Collapse": if ``|B - A| = e`` in the operator norm and A has the
+    gap ``lambda_d - lambda_{d+1}``, then the top-d projectors satisfy ``|P_B - P_A| <= 2 e / gap``, whatever
+    is chosen as P_B where B has no gap.
+
+    Args:
+        perturbation: e, not negative.
+        gap: positive.
+
+    Raises:
+        ValueError: if the perturbation is negative or the gap is not positive.
+    """
+    _check_perturbation(perturbation, gap)
+    return float(2 * perturbation / gap)
+
+
+def sharp_davis_kahan_bound(perturbation: Scalar, gap: Scalar) -> float:
+    """``sin(arcsin(2 e / gap) / 2)`` for ``e < gap/2`` and 1 beyond: the best bound from e and the gap alone.
+
+    The sin 2 theta theorem of Davis and Kahan (1970, section 8); attained by 2 x 2 matrices. For small e it
+    is ``e / gap``, half of :func:`davis_kahan_bound`; arguments and errors are the same.
+    """
+    _check_perturbation(perturbation, gap)
+    sine = 2 * perturbation / gap
+    return math.sin(math.asin(sine) / 2) if sine < 1 else 1.0
+
+
+def _check_perturbation(perturbation: Scalar, gap: Scalar) -> None:
+    if not perturbation >= 0:
+        raise ValueError(f"the perturbation is a norm and must not be negative, got {perturbation}")
+    if not gap > 0:
+        raise ValueError(f"subspaces without a gap have no bound: the gap must be positive, got {gap}")

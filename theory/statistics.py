@@ -223,11 +223,11 @@ class ScoreStatistics:
         """The samples at ``indices`` (repeats allowed, as in resampling), weights renormalised.
 
         Raises:
-            ValueError: if nothing is selected, an index is out of range, or all selected weights are zero.
+            ValueError: if nothing is selected, an index is no integer or out of range, or all weights are zero.
         """
-        index = np.asarray(indices, dtype=np.int64)
-        if index.ndim != 1 or index.size == 0:
-            raise ValueError("select() needs a non-empty list of sample indices")
+        index = np.asarray(indices)
+        if index.ndim != 1 or index.size == 0 or not np.issubdtype(index.dtype, np.integer):
+            raise ValueError("select() needs a non-empty list of sample indices, which are integers")
         if index.min() < -self.num_samples or index.max() >= self.num_samples:
             raise ValueError(f"sample indices must lie in 0..{self.num_samples - 1}, got {index.min()}..{index.max()}")
         weights = None
@@ -317,7 +317,7 @@ def _frozen(name: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def _checked_gram(value: np.ndarray) -> np.ndarray:
     """The Gram matrix, validated, symmetrised to the last bit and frozen."""
     shape = np.shape(value)
-    if len(shape) != 2 or shape[0] != shape[1] or shape[0] == 0:
+    if len(shape) != 2 or shape[0] != shape[1] or 0 in shape:
         raise ValueError(f"gram must be a square matrix over at least one sample, got shape {shape}")
     gram = _frozen("gram", value, shape)
     scale = np.abs(gram).max()
@@ -328,7 +328,11 @@ def _checked_gram(value: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"gram has squared norms on its diagonal, which cannot be negative, got {gram.diagonal().min()}"
         )
-    return gram if asymmetry == 0 else _frozen("gram", gram / 2 + gram.T / 2, shape)
+    if asymmetry == 0:
+        return gram
+    symmetric = gram / 2 + gram.T / 2
+    symmetric.setflags(write=False)
+    return symmetric
 
 
 def _check_weights(weights: np.ndarray) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,9 +13,7 @@ from hypothesis import strategies as st
 from scipy.stats import ortho_group
 
 from theory.aic import Estimate, aic_verdict, estimate, estimate_many, expansion_window, regime
-from theory.functionals import weighted_functionals
 from theory.resampling import bootstrap_weights
-from theory.spectra import split_half
 from theory.statistics import ScoreStatistics
 
 SPECTRAL = {"sharpness", "tail", "overlap", "coupling", "leak", "effective_rank", "mean_score_share"}
@@ -99,17 +98,6 @@ def test_intervals_are_those_of_a_naive_bootstrap(weighted, grouped):
         assert found.bootstrap_bias[name] == pytest.approx(bias, rel=1e-7, abs=1e-10), name
 
 
-def test_batches_do_not_change_the_functionals(monkeypatch):
-    stats = random_problem(0, 12, 20).stats()
-    draws = bootstrap_weights(stats.sample_weights, 50, 0)
-    whole = weighted_functionals(stats, draws, 4)
-    monkeypatch.setattr("theory.functionals._BATCH_BYTES", 8 * 12**2 * 7)
-    parts = weighted_functionals(stats, draws, 4)
-    for name, values in whole.items():
-        assert values.shape == (50,)
-        assert np.array_equal(values, parts[name]), name
-
-
 def test_groups_of_copies_count_once():
     """Repeating every sample three times and grouping the copies changes nothing, not even the intervals."""
     stats = random_problem(8, 7, 12).stats()
@@ -123,6 +111,7 @@ def test_groups_of_copies_count_once():
     assert np.diff(ungrouped.intervals["leak"]) < 0.8 * np.diff(grouped.intervals["leak"])
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_population_value():
     """Standard normal s.v and l'': the leak and the onset coefficient are 1; 95 % intervals, 80 samples."""
     covered = {"leak": 0, "onset_coefficient": 0, "crossover": 0}
@@ -152,9 +141,34 @@ def test_same_seed_same_answer_and_threads_do_not_matter():
     assert estimate_many([], 3) == []
 
 
+def test_threads_are_as_many_as_asked_for(monkeypatch):
+    pools = []
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, workers):
+            pools.append(workers)
+            super().__init__(workers)
+
+    monkeypatch.setattr("theory.aic.ThreadPoolExecutor", Pool)
+    blocks = [random_problem(seed, 5, 6).stats() for seed in range(3)]
+    estimate_many(blocks, 1, resamples=0)
+    estimate_many(blocks, 1, resamples=0, threads=3)
+    assert pools == [2, 3]
+    estimate_many(blocks, 1, resamples=0, threads=1)
+    estimate(blocks[0], 1, resamples=0)
+    assert pools == [2, 3]  # one at a time needs no thread
+
+
+def test_defaults_are_those_documented():
+    stats = random_problem(0, 7, 9).stats()
+    spelled_out = estimate(stats, 2, groups=None, resamples=200, level=0.95, splits=10, seed=0)
+    assert estimate(stats, 2) == spelled_out
+    assert estimate_many([stats, stats], 2) == [spelled_out, spelled_out]
+
+
 def test_blocks_of_different_samples_are_refused():
     blocks = [random_problem(0, 5, 4).stats(), random_problem(0, 6, 4).stats()]
-    with pytest.raises(ValueError, match="same samples"):
+    with pytest.raises(ValueError, match=r"^blocks share resamples, so they must have the same samples"):
         estimate_many(blocks, 1)
     with pytest.raises(ValueError, match="one rank for each of the 2"):
         estimate_many(blocks, [1])
@@ -244,89 +258,14 @@ def test_estimate_refuses_what_does_not_fit(options, message):
         estimate(random_problem(0, 5, 7).stats(), **({"rank": 2} | options))
 
 
-@pytest.mark.parametrize("d", [1, 3])
-def test_random_direction_nulls_are_exact_means(d):
-    """The mean over an isotropic direction of a quadratic form is its mean over any orthonormal basis."""
-    problem = random_problem(7, 6, 10, weighted=True)
-    nulls = estimate(problem.stats(), d, resamples=0).nulls
-    squares = {"overlap": [], "coupling": [], "leak": []}
-    for e in np.eye(10):
-        along = dataclasses.replace(problem, v=e * np.linalg.norm(problem.v), a=e * np.linalg.norm(problem.a))
-        for name in squares:
-            squares[name].append(dense_quantities(along, d)[name] ** 2)
-    for name, values in squares.items():
-        assert nulls[name + "_random"] == pytest.approx(np.sqrt(np.mean(values)), rel=1e-9), name
-    assert nulls["split_half_overlap_random"] == pytest.approx(d / 10, rel=1e-12)
-
-
-def test_effective_rank_nulls_against_dense_matrices():
-    problem = random_problem(9, 6, 10, weighted=True)
-    stats, w = problem.stats(), problem.w
-    nulls = estimate(stats, 2, resamples=0, splits=7, seed=5).nulls
-
-    def dense_rank(rows, weights):
-        f = (rows.T * weights) @ rows
-        return np.trace(f) ** 2 / np.trace(f @ f)
-
-    norms = np.linalg.norm(problem.scores, axis=1)
-    orthogonal = np.diag(norms)
-    assert nulls["effective_rank_random_directions"] == pytest.approx(dense_rank(orthogonal, w), rel=1e-12)
-    directions = problem.scores / norms[:, None]
-    centred = directions - w @ directions
-    assert nulls["effective_rank_centred_normalised"] == pytest.approx(dense_rank(centred, w), rel=1e-10)
-    signs_mean = sum(w**2 * norms**2) / sum(w * norms**2)  # E |sum w_i (+-) s_i|^2 / tr F
-    assert nulls["mean_score_share_random"] == pytest.approx(signs_mean, rel=1e-12)
-    assert nulls["effective_rank_half"] == split_half(stats, 2, 7, 5).effective_rank
-
-
-def test_norm_shuffling_averages_over_permutations():
-    rng = np.random.default_rng(0)
-    directions = rng.normal(size=(4, 3))
-    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    norms = np.array([1.0, 2.0, 3.0, 10.0])
-
-    def rank_of(order):
-        f = (directions * norms[order][:, None]).T @ (directions * norms[order][:, None])
-        return np.trace(f) ** 2 / np.trace(f @ f)
-
-    stats = ScoreStatistics.from_scores(directions * norms[:, None], np.ones(3), np.ones(3))
-    shuffled = [estimate(stats, 1, resamples=0, seed=s).nulls["effective_rank_norm_shuffled"] for s in range(60)]
-    orders = [np.array(o) for o in np.ndindex(4, 4, 4, 4) if sorted(o) == [0, 1, 2, 3]]
-    every = np.array([rank_of(o) for o in orders])
-    # 60 means of 20 draws each: standard error of the grand mean
-    assert np.mean(shuffled) == pytest.approx(every.mean(), abs=4 * every.std() / np.sqrt(1200))
-    assert every.min() <= min(shuffled)
-    assert max(shuffled) <= every.max()
-
-
-def test_norm_shuffling_of_orthogonal_or_equal_scores_and_zero_scores():
-    norms = np.array([1.0, 2.0, 0.0, 5.0])
-    orthogonal = ScoreStatistics.from_scores(np.diag(norms), np.ones(4), np.ones(4))
-    nulls = estimate(orthogonal, 1, resamples=0).nulls
-    expected = np.sum(norms**2) ** 2 / np.sum(norms**4)
-    assert nulls["effective_rank_norm_shuffled"] == pytest.approx(expected, rel=1e-12)
-    assert nulls["effective_rank_random_directions"] == pytest.approx(expected, rel=1e-12)
-    # three orthogonal unit vectors without their mean: two equal eigenvalues
-    assert nulls["effective_rank_centred_normalised"] == pytest.approx(2, rel=1e-12)
-    same = estimate(ScoreStatistics.from_scores(np.ones((5, 3)), np.ones(3), np.ones(3)), 1, resamples=0)
-    assert same.nulls["effective_rank_norm_shuffled"] == pytest.approx(1, rel=1e-12)
-    assert same.nulls["effective_rank_centred_normalised"] == 0
-
-
-def test_half_samples_show_whether_the_effective_rank_saturates():
-    rng = np.random.default_rng(0)
-    low = rng.normal(size=(80, 3)) @ rng.normal(size=(3, 500))
-    full = rng.normal(size=(80, 500))
-    for rows, ratio in ((low, 1.0), (full, 2.0)):
-        stats = ScoreStatistics.from_scores(rows, np.ones(500), np.ones(500))
-        found = estimate(stats, 1, resamples=0)
-        assert found.effective_rank / found.nulls["effective_rank_half"] == pytest.approx(ratio, rel=0.15)
-
-
 @pytest.mark.parametrize(
     ("leak", "onset", "horizon", "window", "expected"),
     [
         (3.0, 2.0, 0.9, 10.0, "first-order"),  # t_c = 3
+        (3.0, 2.0, 1.0, 10.0, "mixed"),  # the ends of a range belong to it
+        (3.0, 2.0, 9.0, 10.0, "mixed"),
+        (3.0, 2.0, 9.1, 9.1, "second-order"),
+        (3.0, 2.0, 0, 0, "first-order"),
         (3.0, 2.0, 1.1, 10.0, "mixed"),
         (3.0, 2.0, 8.9, 10.0, "mixed"),
         (3.0, 2.0, 9.1, 10.0, "second-order"),
@@ -342,8 +281,12 @@ def test_regime(leak, onset, horizon, window, expected):
 
 
 def test_regime_refuses_times_that_are_none():
-    for bad in ((1.0, 1.0, -1.0, 1.0), (1.0, 1.0, 1.0, math.nan), (-1.0, 1.0, 1.0, 1.0)):
-        with pytest.raises(ValueError, match="not negative"):
+    for name, bad in (
+        ("horizon", (1.0, 1.0, -1.0, 1.0)),
+        ("window", (1.0, 1.0, 1.0, math.nan)),
+        ("leak", (-1.0, 1.0, 1.0, 1.0)),
+    ):
+        with pytest.raises(ValueError, match=rf"^{name} must be a .* not negative"):
             regime(*bad)
 
 
@@ -361,6 +304,12 @@ def test_expansion_window():
     problem.scores *= 1e-9
     problem.curvature *= 1e-9
     assert expansion_window(problem.stats()) == pytest.approx(turn, rel=1e-12)
+    # one score along v alone: leak 0.1, onset coefficient 0.5, and 0.1 t + 0.25 t^2 = 1 at t = 1.81...
+    lone = Problem(np.array([[1.0, 0.0]]), np.array([0.1, 0.0]), np.zeros(2), np.array([0.5]), None).stats()
+    assert expansion_window(lone) == pytest.approx((math.sqrt(1.01) - 0.1) / 0.5, rel=1e-14)
+    assert expansion_window(lone.with_curvature(np.zeros(1))) == pytest.approx(10, rel=1e-14)
+    deaf = Problem(np.zeros((2, 3)), np.array([2.0, 0, 0]), np.array([0, 0.5, 0]), np.zeros(2), None).stats()
+    assert expansion_window(deaf) == 4.0  # |v| / |a|
     still = Problem(np.zeros((2, 3)), np.zeros(3), np.zeros(3), np.zeros(2), None).stats()
     assert expansion_window(still) == math.inf
     with pytest.raises(ValueError, match="with_curvature"):
@@ -395,7 +344,21 @@ def test_verdict_of_each_condition(thresholds, expected):
     assert verdict.condition(3) == expected[3]
     from_estimate = aic_verdict(estimate(stats, 1, resamples=0), d=1, **thresholds)
     assert from_estimate == verdict
-    assert json.loads(json.dumps(verdict.as_dict()))["conditions"][0]["relation"] == ">="
+    relations = [(c["relation"], c["threshold"]) for c in json.loads(json.dumps(verdict.as_dict()))["conditions"]]
+    limits = [thresholds[name] for name in ("sharpness", "overlap", "overlap", "coupling")]
+    assert relations == list(zip((">=", "<=", "<=", ">="), limits, strict=True))
+
+
+def test_a_value_at_its_threshold_meets_the_condition():
+    found = estimate(random_problem(0, 5, 7).stats(), 2, resamples=0)
+    at = {"d": 2, "sharpness": found.sharpness, "coupling": found.coupling}
+    for overlap in (found.tail, found.overlap):
+        verdict = aic_verdict(found, overlap=overlap, **at)
+        assert verdict.condition(1) == (found.tail <= overlap)
+        assert verdict.condition(2) == (found.overlap <= overlap)
+        assert verdict.condition(3)
+    nothing = estimate(ScoreStatistics.from_scores(np.zeros((2, 3)), np.ones(3), np.ones(3)), 1, resamples=0)
+    assert aic_verdict(nothing, d=1, sharpness=0, coupling=0, overlap=0).holds
 
 
 def test_verdict_sees_the_overlap_of_a_larger_rank():
@@ -413,8 +376,9 @@ def test_verdict_refuses_what_it_cannot_judge():
         aic_verdict(estimate(stats, 2, resamples=0), d=1, **thresholds)
     with pytest.raises(ValueError, match=r"1\.\.3"):
         aic_verdict(stats, d=4, **thresholds)
-    with pytest.raises(ValueError, match="threshold overlap"):
-        aic_verdict(stats, d=1, **(thresholds | {"overlap": math.nan}))
+    for name in thresholds:
+        with pytest.raises(ValueError, match=f"threshold {name} must"):
+            aic_verdict(stats, d=1, **(thresholds | {name: math.nan}))
     with pytest.raises(ValueError, match="conditions 1, 2 and 3"):
         aic_verdict(stats, d=1, **thresholds).condition(4)
 

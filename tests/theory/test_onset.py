@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import mpmath
@@ -51,6 +52,8 @@ def test_phi_at_special_points():
     assert phi(1000.0) == np.inf
     assert np.isnan(phi(np.nan))
     assert phi(np.zeros((2, 3))).shape == (2, 3)
+    single = np.array([1e-3, 0.3, -2.0], dtype=np.float32)
+    np.testing.assert_array_equal(phi(single), phi(single.astype(np.float64)))
 
 
 def test_utility_loss_is_the_kl_divergence():
@@ -76,7 +79,7 @@ def test_utility_loss_keeps_its_accuracy_where_the_naive_mean_has_lost_it():
 
 
 def test_utility_loss_refuses_what_is_no_mean():
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match=r"^the utility loss is a mean over samples"):
         utility_loss(np.zeros(0))
     with pytest.raises(ValueError, match="one weight for each of the 2"):
         utility_loss(np.zeros(2), np.ones(3) / 3)
@@ -91,6 +94,17 @@ def test_coefficients_against_dense_matrices(weighted):
     assert onset_coefficient(stats) == pytest.approx(np.sqrt(sum(problem.w * second**2)), rel=1e-12)
     moment = sum(problem.w * (problem.scores @ problem.v) * second)
     assert correlation(stats) == pytest.approx(moment / leak(stats) / onset_coefficient(stats), rel=1e-12)
+
+
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_correlation_of_parallel_derivatives_is_one(sign):
+    for seed in range(20):
+        problem = random_problem(seed, 7, 5, weighted=True)
+        problem.a = sign * seed * problem.v
+        stats = dataclasses.replace(problem, curvature=sign * (problem.scores @ problem.v)).stats()
+        found = correlation(stats)
+        assert abs(found) <= 1
+        assert found == pytest.approx(sign, rel=1e-14)
 
 
 def test_coefficients_without_curvature_or_motion():
@@ -119,6 +133,7 @@ def test_predicted_loss_is_the_sum_of_its_parts():
     stats = random_problem(6, 7, 4, weighted=True).stats()
     t = np.array([0.0, 1e-3, 0.3, 2.0])
     predicted = predicted_loss(stats, t)
+    np.testing.assert_array_equal(predicted.t, t)
     for i, time in enumerate(t):
         d = time * stats.velocity + time**2 / 2 * stats.second_derivative
         assert predicted.utility_loss[i] == pytest.approx(sum(stats.weights * d**2) / 2, rel=1e-12)
@@ -128,7 +143,7 @@ def test_predicted_loss_is_the_sum_of_its_parts():
     at_turn = predicted_loss(stats, turn)
     np.testing.assert_allclose(at_turn.leak_part, at_turn.quartic_part, rtol=1e-12)
     for bad in (-1.0, np.nan):
-        with pytest.raises(ValueError, match="times"):
+        with pytest.raises(ValueError, match=r"^the times must be finite"):
             predicted_loss(stats, np.array([bad]))
 
 
@@ -211,8 +226,20 @@ def test_finite_time_bounds_formula():
     assert bounds.upper[0] == pytest.approx(math.exp(0.25) * (main + rest), rel=1e-14)
     assert bounds.lower[1] == 0  # a drop above 3 leaves no lower bound
     assert finite_time_bounds(0.1, 1.0, 1.0, 0.0, 0.0, 0.0).lower == 0  # and neither does a large leak
-    with pytest.raises(ValueError, match="drop"):
-        finite_time_bounds(0.1, 1.0, 1.0, 0.0, -1.0, 0.0)
+    single = [np.array([x], dtype=np.float32) for x in (0.1, 3.0, 0.7, 0.6)]
+    for dtype in (np.float32, np.float64):
+        t, third, drop, rise = (x.astype(dtype) for x in single)
+        assert finite_time_bounds(t, 0.01, 4.0, third, drop, rise) == finite_time_bounds(
+            float(t[0]), 0.01, 4.0, float(third[0]), float(drop[0]), float(rise[0])
+        )
+
+
+@pytest.mark.parametrize("name", ["t", "leak", "onset", "third", "drop", "rise"])
+@pytest.mark.parametrize("bad", [-1.0, math.nan])
+def test_finite_time_bounds_refuse_negative_arguments(name, bad):
+    arguments = dict.fromkeys(("t", "leak", "onset", "third", "drop", "rise"), 1.0)
+    with pytest.raises(ValueError, match=rf"^{name} must be a number that is not negative"):
+        finite_time_bounds(**(arguments | {name: bad}))
 
 
 def test_local_slope():
@@ -222,7 +249,7 @@ def test_local_slope():
     assert np.isnan(dead[:2]).all()
     assert np.isfinite(dead[2:]).all()
     for bad in (np.array([0.0, 1.0]), np.array([2.0, 1.0]), np.array([1.0, 1.0])):
-        with pytest.raises(ValueError, match="strictly increasing"):
+        with pytest.raises(ValueError, match=r"^the times must be positive and strictly increasing"):
             local_slope(bad, np.ones(2))
     for times, losses in ((1, 1), (3, 2)):
         with pytest.raises(ValueError, match="two or more"):
@@ -256,16 +283,20 @@ def test_fit_exponent_agrees_with_scipy():
     assert pair.exponent == pytest.approx(2, rel=1e-14)
     assert pair.prefactor == pytest.approx(3, rel=1e-14)
     assert math.isnan(pair.standard_error)
-    with pytest.raises(ValueError, match="at least two positive losses"):
+    triple = fit_exponent(t[:3], u[:3], (0.0, 1.0))  # one degree of freedom is enough for an error
+    assert triple.standard_error == pytest.approx(linregress(np.log(t[:3]), np.log(u[:3])).stderr, rel=1e-10)
+    message = r"^an exponent .* inside the window \[0\.9, 1\], got 1; the times run from 0\.001 to 1$"
+    with pytest.raises(ValueError, match=message):
         fit_exponent(t, u, (0.9, 1.0))
 
 
 def test_quartic_window_formula_and_degenerate_cases():
-    assert quartic_window(0.001, 2.0, -0.5) == pytest.approx((0.02, 1.2), rel=1e-14)
+    assert quartic_window(0.001, 4.0, -0.5) == pytest.approx((0.01, 4.8), rel=1e-14)
     assert quartic_window(0, 2, 0) == (0.0, math.inf)
     assert quartic_window(0.0, 0.0, 1.0) == (math.inf, 0.0)
-    with pytest.raises(ValueError, match="fifth"):
-        quartic_window(0.0, 1.0, math.nan)
+    for name, arguments in (("leak", (-1, 1, 1)), ("onset", (1, -1, 1)), ("fifth", (0, 1, math.nan))):
+        with pytest.raises(ValueError, match=rf"^{name} must be a number"):
+            quartic_window(*arguments)
 
 
 @pytest.mark.parametrize("seed", range(4))

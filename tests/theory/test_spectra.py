@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.linalg import subspace_angles
 from scipy.stats import ortho_group
 
-from theory.resampling import bootstrap_weights, half_weights, percentile_interval
+from theory.resampling import half_weights
 from theory.spectra import (
     check_rank,
     effective_rank,
@@ -22,6 +22,7 @@ from theory.spectra import (
     spectrum,
     split_half,
     split_half_overlap,
+    without_rounding,
 )
 from theory.statistics import ScoreStatistics
 
@@ -83,17 +84,17 @@ def test_degenerate_spectra():
 
 def test_a_matrix_that_is_no_gram_matrix_is_refused():
     stats = ScoreStatistics(
-        gram=np.array([[1.0, 2.0], [2.0, 1.0]]),
-        velocity=np.zeros(2),
-        acceleration=np.zeros(2),
+        gram=np.array([[1.0, 2.0, 0.0], [2.0, 1.0, 0.0], [0.0, 0.0, 0.1]]),
+        velocity=np.zeros(3),
+        acceleration=np.zeros(3),
         velocity_squared=0.0,
         acceleration_squared=0.0,
         velocity_dot_acceleration=0.0,
         dimension=2,
         fisher="exact",
-        labels=("a", "b"),
+        labels=("a", "b", "c"),
     )
-    with pytest.raises(ValueError, match=r"negative eigenvalue -0\.5 beside 1\.5"):
+    with pytest.raises(ValueError, match=r"negative eigenvalue -0\.333 beside 1$"):
         spectrum(stats)
 
 
@@ -117,6 +118,8 @@ def test_ranks_outside_the_samples_are_refused(d):
         ([0.1] * 10, 0.3, 3),  # 0.1 + 0.1 + 0.1 and 0.3 * 1.0 differ in the last bit
         ([0.1] * 10, 0.9, 9),
         ([5.0], 0.01, 1),
+        ([1 - 2 * EPS, 2 * EPS], 1.0, 1),  # N eps of the trace is rounding
+        ([1 - 4 * EPS, 4 * EPS], 1.0, 2),
     ],
 )
 def test_rank_by_energy(eigenvalues, energy, d):
@@ -136,11 +139,27 @@ def test_energy_must_be_a_share(energy):
         rank_by_energy(np.ones(3), energy)
 
 
+def test_a_spectrum_needs_an_eigenvalue():
+    with pytest.raises(ValueError, match=r"^expected at least one eigenvalue"):
+        rank_by_energy(np.zeros(0), 0.5)
+
+
+@pytest.mark.parametrize("scale", [1e-120, 1.0, 1e120])
+def test_rounding_is_relative_to_the_largest_eigenvalue(scale):
+    limit = 3 * EPS * scale
+    kept = np.nextafter(limit, np.inf)
+    np.testing.assert_array_equal(without_rounding(np.array([scale, kept, limit]), 3), [scale, kept, 0.0])
+    assert numerical_rank(np.array([limit, kept, scale])) == 2
+    np.testing.assert_array_equal(without_rounding(np.array([-scale, -2 * scale]), 2), [0.0, 0.0])
+    problem = random_problem(2, 8, 20, rank=3)
+    assert spectrum(from_rows(scale * problem.scores)).numerical_rank == 3
+
+
 def test_effective_rank_closed_forms():
     assert effective_rank(np.ones(7)) == pytest.approx(7, rel=1e-15)
     assert effective_rank(np.array([5.0, 0, 0])) == 1
     assert effective_rank(np.array([3.0, 1.0])) == pytest.approx(16 / 10, rel=1e-15)
-    assert effective_rank(np.zeros(3)) == 0
+    assert effective_rank(np.zeros(3)) == effective_rank(np.zeros(0)) == 0
     assert effective_rank(np.array([3e300, 1e300])) == pytest.approx(1.6, rel=1e-15)
     assert effective_rank(np.array([3e-300, 1e-300])) == pytest.approx(1.6, rel=1e-15)
     np.testing.assert_allclose(participation_ratio(np.array([[3.0, 1.0], [0.0, 0.0]])), [1.6, 0.0], rtol=1e-15)
@@ -155,6 +174,15 @@ def test_mean_score_share(weighted):
     assert mean_score_share(from_rows(np.zeros((2, 3)))) == 0
     assert mean_score_share(from_rows([[1.0, 2.0]] * 3)) == pytest.approx(1, rel=1e-15)
     assert mean_score_share(from_rows([[1.0, 2.0], [-1.0, -2.0]])) == 0
+
+
+def test_mean_score_share_stays_a_share_where_rounding_shows():
+    for seed in range(20):
+        problem = random_problem(seed, 6, 3, weighted=True)
+        centred = from_rows(problem.scores - problem.w @ problem.scores, weights=problem.weights)
+        assert 0 <= mean_score_share(centred) < 1e-15
+        same = from_rows(np.tile(problem.scores[:1], (6, 1)), weights=problem.weights)
+        assert 1 - 1e-15 < mean_score_share(same) <= 1
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -181,6 +209,16 @@ def test_overlap_of_equal_anti_aligned_and_orthogonal_subspaces():
     np.testing.assert_allclose(principal_angles(a, b, rows @ other.T, 2), np.pi / 2)
 
 
+def test_cosines_of_equal_subspaces_do_not_exceed_one():
+    for seed in range(20):
+        problem = random_problem(seed, 6, 9)
+        arguments = (problem.stats(), problem.stats(), problem.scores @ problem.scores.T, 4)
+        cosines = principal_cosines(*arguments)
+        assert np.all(cosines <= 1)
+        assert 1 - 1e-11 < mode_subspace_overlap(*arguments) <= 1
+        np.testing.assert_allclose(cosines, 1, rtol=1e-11)
+
+
 def test_overlap_uses_only_directions_that_exist():
     line, plane = from_rows([[1.0, 0, 0], [2.0, 0, 0]]), from_rows([[1.0, 1.0, 0], [0, 1.0, 0]])
     cross = np.array([[1.0, 0], [2.0, 0]])
@@ -191,7 +229,7 @@ def test_cross_gram_must_fit():
     a, b = from_rows(np.eye(3)), from_rows(np.eye(3)[:2])
     with pytest.raises(ValueError, match=r"shape \(3, 2\)"):
         principal_cosines(a, b, np.zeros((2, 3)), 1)
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match=r"^the cross-gram holds numbers that are not finite"):
         principal_cosines(a, b, np.full((3, 2), np.nan), 1)
     with pytest.raises(ValueError, match=r"1\.\.2"):
         principal_cosines(a, b, np.zeros((3, 2)), 3)
@@ -217,6 +255,12 @@ def test_split_half_against_dense_projectors(n_samples, d, weighted):
     assert found.effective_rank == pytest.approx(np.mean(ranks), rel=1e-9)
     assert found.overlap_random == pytest.approx(np.mean(chance), rel=1e-12)
     assert split_half_overlap(problem.stats(), d, 6, 3) == found.overlap
+    groups = np.arange(len(problem.scores)) // 2
+    grouped = split_half(problem.stats(), d, 6, 3, groups)
+    assert split_half_overlap(problem.stats(), d, 6, 3, groups) == grouped.overlap != found.overlap
+    default = split_half(problem.stats(), d, 10, 0)
+    assert split_half(problem.stats(), d) == default
+    assert split_half_overlap(problem.stats(), d) == default.overlap
 
 
 def test_split_half_tells_structure_from_noise():
@@ -230,73 +274,15 @@ def test_split_half_tells_structure_from_noise():
 
 def test_split_half_degenerate():
     assert split_half(from_rows([[1.0, 2.0]]), 1) is None
+    assert split_half_overlap(from_rows([[1.0, 2.0]]), 1) is None
     assert split_half(from_rows(np.eye(4)), 1, groups=np.zeros(4, dtype=int)) is None
     assert split_half_overlap(from_rows(np.zeros((4, 3))), 2) == 0
+    halted = split_half(from_rows([[1.0, 2.0], [0.0, 0.0]]), 1)  # one half has a direction, the other none
+    assert (halted.overlap, halted.overlap_random, halted.effective_rank) == (0, 0, 0.5)
     with pytest.raises(ValueError, match="splits"):
         split_half(from_rows(np.eye(4)), 1, splits=0)
     with pytest.raises(ValueError, match=r"1\.\.4"):
         split_half(from_rows(np.eye(4)), 5)
-
-
-def test_groups_stay_together():
-    groups = np.array([5, 5, 1, 1, 1, 9])
-    w = np.array([0.1, 0.2, 0.1, 0.2, 0.1, 0.3])
-    halves = half_weights(w, 20, 0, groups)
-    for first, second in zip(*halves, strict=True):
-        for group in (1, 5, 9):
-            sides = {bool(first[i] > 0) for i in np.flatnonzero(groups == group)}
-            assert len(sides) == 1
-        held = first > 0
-        assert not np.any(held & (second > 0))
-        np.testing.assert_allclose(first[held], w[held] / w[held].sum(), rtol=1e-14)
-        np.testing.assert_allclose(second[~held], w[~held] / w[~held].sum(), rtol=1e-14)
-    draws = bootstrap_weights(w, 50, 0, groups)
-    multiplicity = draws / w
-    for group in (1, 5, 9):
-        columns = multiplicity[:, groups == group]
-        np.testing.assert_allclose(columns, np.repeat(columns[:, :1], columns.shape[1], axis=1), rtol=1e-12)
-    np.testing.assert_allclose(draws.sum(axis=1), 1, rtol=1e-14)
-
-
-def test_bootstrap_draws_are_multinomial_counts():
-    n = 6
-    draws = bootstrap_weights(np.full(n, 1 / n), 20000, 1)
-    counts = draws * n
-    np.testing.assert_allclose(counts, np.rint(counts), atol=1e-12)
-    # multinomial(n, 1/n): mean 1, variance 1 - 1/n, covariance -1/n; 20000 draws give about 1 percent
-    np.testing.assert_allclose(counts.mean(axis=0), 1, atol=0.04)
-    np.testing.assert_allclose(np.cov(counts.T), np.eye(n) - 1 / n, atol=0.05)
-    assert np.array_equal(draws, bootstrap_weights(np.full(n, 1 / n), 20000, 1))
-    assert not np.array_equal(draws, bootstrap_weights(np.full(n, 1 / n), 20000, 2))
-
-
-def test_draws_never_rest_on_samples_without_weight():
-    w = np.array([0.0, 0.5, 0.0, 0.5])
-    draws = bootstrap_weights(w, 40, 0)
-    assert np.all(draws[:, [0, 2]] == 0)
-    np.testing.assert_allclose(draws.sum(axis=1), 1)
-    assert half_weights(np.array([0.0, 1.0]), 3, 0) is None
-
-
-def test_draws_refuse_what_does_not_fit():
-    w = np.full(3, 1 / 3)
-    with pytest.raises(ValueError, match="group number for each of the 3 samples, got 2"):
-        bootstrap_weights(w, 3, 0, np.array([0, 1]))
-    with pytest.raises(ValueError, match="resamples must be 0 or more"):
-        bootstrap_weights(w, -1, 0)
-    assert bootstrap_weights(w, 0, 0).shape == (0, 3)
-
-
-def test_percentile_interval():
-    values = np.random.default_rng(0).permutation(np.arange(1.0, 201.0))
-    assert percentile_interval(values, 0.95) == (5.0, 196.0)  # four of 200 outside on each side
-    assert percentile_interval(values[:21], 0.9) == tuple(np.sort(values[:21])[[1, -2]])
-    assert percentile_interval(np.array([1.0, np.inf, np.nan, np.inf]), 0.9) == (1.0, np.inf)
-    assert percentile_interval(np.array([np.nan]), 0.9) is None
-    assert percentile_interval(np.array([2.0]), 0.9) == (2.0, 2.0)
-    for level in (0.0, 1.0, 95.0):
-        with pytest.raises(ValueError, match="confidence level"):
-            percentile_interval(values, level)
 
 
 @given(seed=st.integers(0, 10**6), n_samples=st.integers(2, 6), n_params=st.integers(2, 6))

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import permutations
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from theory.series import Series, constant, contract, zeros
+from theory.series import Series, contract, zeros
 
 
+@runtime_checkable
 class SmoothMap(Protocol):
     """A map from R^n to R^m with two derivatives, zero at the base point."""
 
@@ -69,18 +70,25 @@ class PolynomialMap:
         """Shape (m, n, n)."""
         return self.quadratic + self.cubic @ displacement
 
+    def scaled(self, factor: Any) -> PolynomialMap:
+        """The map times a number of its own scalars."""
+        return PolynomialMap(self.linear * factor, self.quadratic * factor, self.cubic * factor)
+
     def value_along(self, curve: Series) -> Series:
         """The map along a curve with coefficients (p + 1, n): shape (p + 1, m)."""
-        linear, quadratic, cubic = self._constants(len(curve) - 1)
-        return contract(linear + contract(quadratic + contract(cubic, curve) / 3, curve) / 2, curve)
+        return contract(self._slope(curve, 3), curve)
 
     def jacobian_along(self, curve: Series) -> Series:
         """The Jacobian along a curve with coefficients (p + 1, n): shape (p + 1, m, n)."""
-        linear, quadratic, cubic = self._constants(len(curve) - 1)
-        return linear + contract(quadratic + contract(cubic, curve) / 2, curve)
+        return self._slope(curve, 2)
 
-    def _constants(self, order: int) -> tuple[Series, Series, Series]:
-        return constant(self.linear, order), constant(self.quadratic, order), constant(self.cubic, order)
+    def _slope(self, curve: Series, degree: int) -> Series:
+        """``A + (Q + C[D]/degree)[D]/(degree - 1)`` along a curve."""
+        bend = np.stack([self.cubic @ point for point in curve]) / degree
+        bend[0] += self.quadratic
+        slope = contract(bend, curve) / (degree - 1)
+        slope[0] += self.linear
+        return slope
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -13,12 +14,18 @@ _INDENT = "    "
 
 
 def plain(text: str) -> str:
-    """Markdown with LaTeX as Unicode text: ``$\\gamma_\\star$`` becomes ``γ_⋆``."""
+    """Markdown with LaTeX as Unicode text: ``$\\|F^{1/2} v\\|_\\star$`` becomes ``‖F^(1/2) v‖_⋆``."""
     from pylatexenc.latex2text import LatexNodes2Text
 
     pieces = text.split("$")
     converter = LatexNodes2Text(math_mode="text", strict_latex_spaces="based-on-source")
-    return "".join(converter.latex_to_text(piece) if i % 2 else piece for i, piece in enumerate(pieces))
+    return "".join(converter.latex_to_text(_legible(piece)) if i % 2 else piece for i, piece in enumerate(pieces))
+
+
+def _legible(math: str) -> str:
+    """LaTeX with what its conversion to text would lose: norm bars, primes, the extent of an exponent or index."""
+    grouped = re.sub(r"([_^])\{(?!\\\w+\})([^{}]{2,})\}", r"\1(\2)", math)
+    return grouped.replace(r"\|", "‖").replace("'", "′").replace(r"\ne ", r"\neq ")
 
 
 def point_text(point: Point) -> str:
@@ -28,26 +35,26 @@ def point_text(point: Point) -> str:
 
 def table(claims: Sequence[Claim], width: int) -> str:
     """One line a claim: key, verdict, title, and why, wrapped to the width."""
-    keys = max(len(claim.key) for claim in claims)
+    keys = max(len("claim"), *(len(claim.key) for claim in claims))
     words = max(len(claim.verdict.words) for claim in claims)
     titles = max(len(plain(claim.title)) for claim in claims)
+    rows = [("claim", "verdict", "title", "why")]
+    rows += [(claim.key, claim.verdict.value, plain(claim.title), plain(claim.why)) for claim in claims]
+    keys, words, titles = (max(len(row[i]) for row in rows) for i in range(3))
     lines = []
-    for claim in claims:
-        head = f"{claim.key:<{keys}}  {claim.verdict.words:<{words}}  {plain(claim.title):<{titles}}  "
-        beside = width - len(head) >= 40
+    for key, verdict, title, why in rows:
+        head = f"{key:<{keys}}  {verdict:<{words}}  {title:<{titles}}  "
+        beside = width - len(head) >= 40  # else the reason goes under the title
         indent = " " * (len(head) if beside else keys + 2)
         start = head if beside else f"{head.rstrip()}\n{indent}"
-        lines.append(start + _wrapped(plain(claim.why), width, indent).lstrip())
+        lines.append(start + _wrapped(why, width, indent).lstrip())
     return "\n".join(lines)
 
 
 def entry(claim: Claim, width: int) -> str:
     """Everything on one claim, for a terminal."""
-    parts = [
-        f"{claim.key}  {plain(claim.title)}",
-        f"{claim.source}",
-        f"Verdict: {claim.verdict.words}. {plain(claim.why)}",
-    ]
+    verdict = f"Verdict: {claim.verdict.words}. {plain(claim.why)}"
+    parts = [f"{claim.key}  {plain(claim.title)}", claim.source, textwrap.fill(verdict, width)]
     for heading, text in _sections(claim):
         parts += ["", heading, _paragraphs(plain(text), width)]
     for heading, examples in (("Counterexample", claim.counterexamples), ("Tight on", claim.boundary)):
@@ -89,13 +96,14 @@ def _paragraphs(text: str, width: int) -> str:
 
 
 def _wrapped(text: str, width: int, indent: str) -> str:
-    return textwrap.fill(text, max(width, len(indent) + 20), initial_indent=indent, subsequent_indent=indent)
+    width = max(width, len(indent) + 20)
+    return textwrap.fill(text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def outcome_line(outcome: Outcome) -> str:
     """What the check of one claim found, in one line, with the case that came nearest to failing."""
     slack, part = outcome.worst, f" ({outcome.worst.part})" if outcome.worst.part else ""
-    verdict = "holds" if outcome.failures == 0 else f"FAILS on {outcome.failures}"
+    verdict = "holds" if outcome.failures == 0 else f"FAILS on {outcome.failures} of {outcome.examples}"
     found = f"{verdict:<7} worst slack {slack.value:< 10.3g} tolerance {slack.tolerance:<8.2g}"
     return f"{outcome.claim.key:<6} {found} {point_text(outcome.point)}{part}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,8 +11,9 @@ import numpy as np
 
 from theory.aic import Estimate, estimate
 from theory.ledger.maps import NegativeAngle, PolynomialMap, Radius, SmoothMap, polynomial, symmetric
-from theory.ledger.skills import GaussianSkill, SoftmaxSkill, statistics
+from theory.ledger.skills import GaussianSkill, SoftmaxSkill, fisher_at_base, statistics
 from theory.series import Series, integral_curve, rational
+from theory.spectra import projector
 from theory.statistics import ScoreStatistics
 
 FLOW_TOLERANCE = 1e-13  # relative, of the integrator: an order of magnitude above rounding
@@ -61,26 +63,39 @@ class Scenario:
         """Every number of the alignment instability condition, with no bootstrap."""
         return estimate(self.statistics, min(self.rank, self.statistics.num_samples), resamples=0, splits=1)
 
+    @cached_property
+    def fisher(self) -> np.ndarray:
+        """F at the base point in float64, shape (n, n)."""
+        return fisher_at_base(self.skill).astype(np.float64)
+
+    @cached_property
+    def projector(self) -> np.ndarray:
+        """P, on the top-d eigenspace of F, shape (n, n)."""
+        return projector(self.fisher, self.rank)
+
     def flow(self, times: np.ndarray) -> np.ndarray:
         """Displacements at increasing times, shape (T, n), by SciPy's DOP853 (the circle's in closed form)."""
-        from scipy.integrate import solve_ivp
-
         if isinstance(self.loss, NegativeAngle):
             return np.stack([-2 * np.sin(times / 2) ** 2, np.sin(times)], axis=1)  # cos t - 1 without cancellation
-        solution = solve_ivp(
-            lambda _, d: -self.loss.jacobian(d)[0],
-            (0.0, float(times[-1])),
-            self.loss.origin,
-            method="DOP853",
-            t_eval=times,
-            rtol=FLOW_TOLERANCE,
-            atol=FLOW_TOLERANCE * 1e-6,
-        )
-        return solution.y.T
+        return integrate(lambda d: -self.loss.jacobian(d)[0], self.loss.origin, times)
 
     def utility_losses(self, times: np.ndarray) -> np.ndarray:
         """Utility loss at increasing times, shape (T,)."""
         return np.array([self.skill.utility_loss(d) for d in self.flow(times)])
+
+    @cached_property
+    def quartic_coefficient(self) -> Any:
+        """The coefficient of t^4 in the utility loss, measured on the path itself, in the scenario's scalars.
+
+        It is read off the power series where skill and loss have one (exactly over Fractions). Otherwise it
+        is the limit of ``utility loss / t^4`` extrapolated from finite times, to a relative accuracy of about
+        1e-10, and needs a path on which ``F g = 0``.
+        """
+        if isinstance(self.loss, PolynomialMap) and self.skill.has_series:
+            return self.skill.utility_loss_along(self.series(4))[4]
+        rate = max(np.linalg.norm(self.gradient), np.linalg.norm(self.hessian))
+        times = 2.0 ** np.arange(-8, -3) / rate
+        return limit_at_zero(times, self.utility_losses(times) / times**4)
 
     def series(self, order: int) -> Series:
         """The flow as a power series, exact over Fractions; the loss must be polynomial."""
@@ -88,6 +103,32 @@ class Scenario:
         if not isinstance(loss, PolynomialMap):
             raise ValueError("the flow has a series here only if the loss is polynomial")
         return integral_curve(lambda curve: -loss.jacobian_along(curve)[:, 0], self.loss.origin, order)
+
+
+def integrate(field: Callable[[np.ndarray], np.ndarray], start: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """The solution of ``theta' = field(theta)`` from time 0 at increasing times, shape (T, n), by DOP853."""
+    from scipy.integrate import solve_ivp
+
+    solution = solve_ivp(
+        lambda _, point: field(point),
+        (0.0, float(times[-1])),
+        start,
+        method="DOP853",
+        t_eval=times,
+        rtol=FLOW_TOLERANCE,
+        atol=FLOW_TOLERANCE * 1e-6,
+    )
+    return solution.y.T
+
+
+def limit_at_zero(times: np.ndarray, values: np.ndarray) -> float:
+    """The value at t = 0 of the polynomial through the points (Richardson's extrapolation in t).
+
+    The error is of the order of the product of the times.
+    """
+    others = times[None] - np.diag(times - 1.0)  # row i: every time, with 1 in place of its own
+    gaps = times[None] - times[:, None] + np.eye(len(times))
+    return float(np.prod(others / gaps, axis=1) @ values)
 
 
 def circle(sharpness: float = 1.0) -> Scenario:
@@ -152,3 +193,24 @@ class Coefficients:
         """A random skill and loss; ``kernel`` as in both."""
         skill = self.softmax(dimension, prompts, outcomes, degree, kernel)
         return Scenario(skill, self.loss(dimension, 3, kernel), rank)
+
+
+def prescribed_spectrum(
+    rng: np.random.Generator, dimension: int, prompts: int, outcomes: int, gap: float, sharpness: float
+) -> tuple[SoftmaxSkill, int]:
+    """A random softmax skill whose F has the eigenvalue ``sharpness`` after a given gap, and the rank d before it.
+
+    The gap is in units of the sharpness. ``prompts (outcomes - 1)`` must be at least the dimension.
+    """
+    skill = Coefficients(rng).softmax(dimension, prompts, outcomes)
+    rank = int(rng.integers(1, dimension))
+    eigenvalues = np.concatenate([rng.uniform(1.0, 2.0, rank) + gap, rng.uniform(0.1, 1.0, dimension - rank)])
+    eigenvalues[rank - 1 : rank + 1] = 1.0 + gap, 1.0
+    axes = np.linalg.qr(rng.standard_normal((dimension, dimension)))[0]
+    root = np.sqrt(sharpness * eigenvalues)[:, None] * axes.T
+    lower = np.linalg.cholesky(fisher_at_base(skill))
+    logits = polynomial(
+        skill.logits.jacobian(skill.logits.origin) @ np.linalg.solve(lower.T, root),
+        skill.logits.hessian(skill.logits.origin),
+    )
+    return SoftmaxSkill(skill.prompts, skill.base, logits), rank

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Protocol
+from fractions import Fraction
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -24,6 +25,7 @@ _NODES = (-np.sqrt(3.0), 0.0, np.sqrt(3.0))
 _NODE_WEIGHTS = (1 / 6, 2 / 3, 1 / 6)
 
 
+@runtime_checkable
 class Skill(Protocol):
     """What the ledger asks of a skill; N outcomes, n parameters."""
 
@@ -62,6 +64,11 @@ def statistics(skill: Skill, velocity: np.ndarray, acceleration: np.ndarray) -> 
     )
 
 
+def second_derivatives(skill: Skill, velocity: np.ndarray, acceleration: np.ndarray) -> np.ndarray:
+    """``l'' = s.a + v^T Hess(l) v`` of every outcome, shape (N,), in the skill's own scalars."""
+    return skill.scores() @ acceleration + skill.log_hessians() @ velocity @ velocity
+
+
 def fisher_at_base(skill: Skill) -> np.ndarray:
     """``F = E[s s^T]`` at the base point as a sum over outcomes, shape (n, n), in the skill's own scalars."""
     scores = skill.scores()
@@ -98,6 +105,11 @@ class SoftmaxSkill:
     logits: SmoothMap
 
     @property
+    def has_series(self) -> bool:
+        """Whether :meth:`utility_loss_along` applies."""
+        return isinstance(self.logits, PolynomialMap)
+
+    @property
     def weights(self) -> np.ndarray:
         """Probabilities of prompt and outcome, shape (X K,)."""
         return (self.prompts[:, None] * self.base).ravel()
@@ -128,16 +140,21 @@ class SoftmaxSkill:
         scores = self._centred(self.logits.jacobian(displacement), base)
         return (scores * (self.prompts[:, None] * base).ravel()[:, None]).T @ scores
 
-    def utility_loss_along(self, curve: Series) -> Series:
-        """Coefficients of the utility loss along a curve with ``curve[0] = 0``, shape (p + 1,).
+    def log_ratios_along(self, curve: Series) -> Series:
+        """Coefficients of ``l(theta(t)) - l(theta*)`` along a curve with ``curve[0] = 0``, shape (p + 1, X K).
 
-        ``E[-d] = sum_x w_x (log sum_k p e^z - sum_k p z)``, exact over Fractions. The logits must be polynomial.
+        The k-th one is ``l^(k) / k!``, exact over Fractions. The logits must be polynomial.
         """
         if not isinstance(self.logits, PolynomialMap):
-            raise ValueError("the utility loss has a series here only if the logits are polynomial")
+            raise ValueError("the log-probabilities have a series here only if the logits are polynomial")
         z = self.logits.value_along(curve).reshape(len(curve), *self.base.shape)
         partition = (self.base * exponential(z)).sum(axis=2)
-        return (logarithm(partition) - (self.base * z).sum(axis=2)) @ self.prompts
+        partition[0] /= partition[0]  # it is 1, which a sum in float64 may miss by rounding
+        return (z - logarithm(partition)[:, :, None]).reshape(len(curve), -1)
+
+    def utility_loss_along(self, curve: Series) -> Series:
+        """Coefficients of the utility loss ``E[-d]`` along a curve with ``curve[0] = 0``, shape (p + 1,)."""
+        return -self.log_ratios_along(curve) @ self.weights
 
     def _by_prompt(self, values: np.ndarray) -> np.ndarray:
         return values.reshape(*self.base.shape, *values.shape[1:])
@@ -163,8 +180,13 @@ class GaussianSkill:
     """
 
     mean: SmoothMap
-    precision: float
+    precision: float | int | Fraction
     outputs: int = 1
+
+    @property
+    def has_series(self) -> bool:
+        """Whether :meth:`utility_loss_along` applies."""
+        return isinstance(self.mean, PolynomialMap)
 
     @property
     def weights(self) -> np.ndarray:
@@ -199,4 +221,4 @@ class GaussianSkill:
 
     def _noise(self) -> np.ndarray:
         nodes = np.array(list(itertools.product(_NODES, repeat=self.outputs)))
-        return nodes / np.sqrt(self.precision)
+        return nodes / np.sqrt(float(self.precision))
