@@ -98,7 +98,7 @@ GRADIENT_RANK = Claim(
     statement=r"""The mean gradient $\bar{G} = \frac{1}{N} \sum_{i} \delta_{i} v_{i}^T$ has rank at most $r$.""",
     hypotheses=(_LOW_RANK, _SUBSPACE),
     verdict=Verdict.HOLDS,
-    why="Every column of the mean gradient lies in U; it means Assumption 2 where it cites 1",
+    why="every column of the mean gradient lies in U; it means Assumption 2 where it cites 1",
     derivation=r"""Every column of $\bar{G}$ is a combination of the $\delta_{i}$, all in $U$. Only that half of
 Assumption 2 is used; the lemma cites Assumption 1 in its place.""",
     evidence=r"""Random layers: $W$ of rank $r$ with generic inputs, or $W$ invertible with inputs in $W^{-1} U$. The
@@ -120,7 +120,7 @@ FISHER_RANK = Claim(
 \mathrm{vec}(\delta_{i} v_{i}^T)^T$ has rank at most $r d$.""",
     hypotheses=(_LOW_RANK, _SUBSPACE, "The labels are those of the data: this is the empirical Fisher matrix."),
     verdict=Verdict.HOLDS,
-    why="Sharper: at most min(N, r dim span v); it says nothing about sharpness or tail",
+    why="sharper: at most min(N, r dim span v); it says nothing about sharpness or tail",
     derivation=r"""$\mathrm{vec}(\delta v^T) = v \otimes \delta$ (columns stacked; the paper's order is the other
 one, which changes nothing). It lies in $\mathrm{span}\{v_{i}\} \otimes U$, of dimension $r \dim
 \mathrm{span}\{v_{i}\} \le r d$. A sum of $N$ rank-one matrices has rank at most $N$. So the rank is at most $\min(N,

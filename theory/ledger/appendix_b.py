@@ -100,7 +100,7 @@ PROJECTOR_LIPSCHITZ = Claim(
         r"$\Lambda > 0$ (not stated in the paper).",
     ),
     verdict=Verdict.CORRECTED,
-    why="The left side must be the distance of the projectors, and the gap positive",
+    why="the left side must be the distance of the projectors, and the gap positive",
     correction=r"""$\|P(\theta) - P(\theta^*)\| \le \frac{2 L_F}{\Lambda} \|\theta - \theta^*\|$ in the operator
 norm, with $\Lambda > 0$.""",
     derivation=r"""Lemma B.2 with $A = F(\theta^*)$ and $B = F(\theta)$, $\|B - A\| \le L_F \|\theta - \theta^*\|$.""",
@@ -204,7 +204,7 @@ $\Lambda = \lambda_{d}(A) - \lambda_{d+1}(A) > 0$: $\|P_B - P_A\| \le \frac{2}{\
         r"Where $B$ has no gap of its own, $P_B$ is any choice of a top-$d$ eigenspace.",
     ),
     verdict=Verdict.HOLDS,
-    why="The constant 2 is attained at the edge; for small changes the sharp constant is 1",
+    why="the constant 2 is attained at the edge; for small changes the sharp constant is 1",
     derivation=r"""Let $e = \|B - A\|$. If $e \ge \Lambda / 2$ the bound is at least 1, and the distance of two
 projectors of equal rank never exceeds 1. If $e < \Lambda / 2$, Weyl's inequality keeps $\lambda_{d+1}(B)$ below
 $\lambda_{d}(A) - \Lambda + e$, so the spectra of $A$ on $P_A$ and of $B$ beyond its top-$d$ space are at least

@@ -189,7 +189,7 @@ loss of order $t^4$, with a rate that $\gamma$ sets, $\gamma^2 t^4 / 8$ to leadi
         "The base policy is optimal for the data and gives every outcome that can occur nearby a positive probability.",
     ),
     verdict=Verdict.REFUTED,
-    why="The skill's own curvature enters at the same order and can cancel gamma entirely",
+    why="the skill's own curvature enters at the same order and can cancel gamma entirely",
     correction=r"""$\Delta u(\theta(t)) = \frac{\gamma_\star^2}{8} t^4 + O(t^5)$ with
 $\gamma_\star^2 = \mathbb{E}[(s \cdot H g + g^T (\nabla^2 \ell) g)^2]$, the mean square of $\ell''$ along the path. For
 log-linear policies with no tail $\gamma_\star = \gamma$.""",

@@ -90,7 +90,7 @@ $\|F^{1/2} P(\theta(t) - \theta^*)\| \ge \frac{\gamma}{2} t^2 - \epsilon t - O(t
         r"$\|P g\| \le \epsilon$ and $\|F^{1/2} P H g\| \ge \gamma$ at $\theta^*$.",
     ),
     verdict=Verdict.VACUOUS,
-    why="With t0 after epsilon the bound may stay below 0; uniformly in epsilon a factor is missing",
+    why="with t0 after epsilon the bound may stay below 0; uniformly in epsilon a factor is missing",
     correction=r"""$\|F^{1/2} P(\theta(t) - \theta^*)\| \ge \frac{\gamma}{2} t^2 - \sqrt{\lambda_{1}} \epsilon t - C'
 t^3$ with $C'$ independent of $\epsilon$, as in Lemma A.6. Without $\sqrt{\lambda_{1}}$ this is false for
 $\lambda_{1} > 1$.""",

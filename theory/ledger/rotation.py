@@ -95,7 +95,7 @@ ROTATING_SUBSPACE = Claim(
         r"$\theta^*$.",
     ),
     verdict=Verdict.VACUOUS,
-    why="Some rho always works, gamma/2 for one; true with an explicit rho, even half of the paper's",
+    why="some rho always works, gamma/2 for one; true with an explicit rho, even half of the paper's",
     correction=r"""The bound holds with $\rho = 2 \sqrt{\lambda_{1}} L_F \|g\|^2 / \Lambda$, and even with half of it,
 $\rho_{0} = \sqrt{\lambda_{1}} L_F \|g\|^2 / \Lambda$, where $L_F$ may be $\|DF(\theta^*)[g]\| / \|g\|$.""",
     derivation=r"""As printed, $\rho = \gamma / 2$ makes the right side at most $O(t^3)$, so the statement is empty.
@@ -207,7 +207,7 @@ $\Delta u(\theta(t)) \ge \Omega(t^4)$, with a constant that $\gamma - \rho$ sets
         r"$\log \pi_\theta$ is three times continuously differentiable, the base policy optimal for the data.",
     ),
     verdict=Verdict.REFUTED,
-    why="False for the rho that B.3 asserts; true already for gamma > rho/2 with the explicit one",
+    why="false for the rho that B.3 asserts; true already for gamma > rho/2 with the explicit one",
     correction=r"""With the explicit $\rho = 2 \sqrt{\lambda_{1}} L_F \|g\|^2 / \Lambda$: $\gamma_\star \ge \gamma -
 \rho / 2$, so that $\gamma > \rho / 2$ gives $\Delta u = \frac{\gamma_\star^2}{8} t^4 + O(t^5)$ with $\gamma_\star >
 0$. No condition on the tail is needed. If $F g \ne 0$ the utility loss is quadratic in $t$ anyway.""",

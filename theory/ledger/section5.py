@@ -77,7 +77,7 @@ Conditions (1) and (2) are read as: to first order fine-tuning leaves the skill 
 $v \le \sqrt{\lambda_{1}} \epsilon$, where $v^2 = g^T F g$ and $\Delta u = v^2 t^2 / 2 + O(t^3)$.""",
     hypotheses=("$P$ projects on the top-$d$ eigenspace of $F$.", r"$g$ and $H$ are taken at $\theta^*$."),
     verdict=Verdict.CORRECTED,
-    why="One epsilon bounds an eigenvalue sum and a gradient norm; the leak passes through the tail",
+    why="one epsilon bounds an eigenvalue sum and a gradient norm; the leak passes through the tail",
     correction=r"""Give the two conditions tolerances of their own, $\epsilon_{F}$ (units of an eigenvalue) for the
 tail and $\epsilon_{g}$ (units of a gradient) for $\|P g\|$. What they bound together is the leak:
 $v^2 = g^T F g \le \lambda_{1} \epsilon_{g}^2 + \epsilon_{F} \|g\|^2$. With $P g = 0$ the leak can still be

@@ -65,7 +65,7 @@ CONSTANT_FISHER = Claim(
 orthogonal to the sensitive subspace would stay orthogonal: the bending comes from the rotation of the subspace.""",
     hypotheses=(r"$F(\theta)$ does not depend on $\theta$.", r"Gradient flow on a smooth fine-tuning loss."),
     verdict=Verdict.REFUTED,
-    why="The path is bent by the Hessian of the fine-tuning loss, whatever the Fisher matrix does",
+    why="the path is bent by the Hessian of the fine-tuning loss, whatever the Fisher matrix does",
     correction=r"""The path $\theta(t) = \theta^* - t g + \frac{t^2}{2} H g + O(t^3)$ does not involve $F$ at all. For a
 linear Gaussian skill ($F$ constant) with $F g = 0$ it still gives
 $\Delta u = \frac{t^4}{8} \|F^{1/2} H g\|^2 + O(t^5)$. The rotation of the subspace enters only through
@@ -174,7 +174,7 @@ $\gamma > 0$.""",
         r"Updates follow $-(I - P) \nabla L(\theta)$: the fixed projection is applied at every step.",
     ),
     verdict=Verdict.REFUTED,
-    why="A fixed projection applied at every step keeps P (theta - theta*) = 0 for all time",
+    why="a fixed projection applied at every step keeps P (theta - theta*) = 0 for all time",
     correction=r"""With $\theta' = -(I - P) \nabla L(\theta)$, $P(\theta(t) - \theta^*) = 0$ for every $t$, and
 condition 3 has $\gamma = 0$. What remains is the curvature of the skill itself, $v^T (\nabla^2 \ell) v$, which still
 makes the utility loss quartic. If only the initial gradient is projected, the statement is right, with $\gamma =

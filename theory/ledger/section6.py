@@ -99,7 +99,7 @@ projector.""",
         r"Third derivatives of $\log \pi_\theta$ near $\theta^*$ are dominated by an integrable function.",
     ),
     verdict=Verdict.CORRECTED,
-    why="The error is O(|D|^3), and it is commuting with F, not orthogonality, that P needs",
+    why="the error is O(|D|^3), and it is commuting with F, not orthogonality, that P needs",
     correction=r"""$\Delta u(\theta^* + D) \ge \frac{1}{2} \|F^{1/2} P D\|^2 - O(\|D\|^3)$. It holds because $P$ is a
 spectral projector of $F$: $D^T F D = \|F^{1/2} P D\|^2 + \|F^{1/2} (I - P) D\|^2$. For an orthogonal projector that
 does not commute with $F$ it is false.""",
@@ -254,7 +254,7 @@ $\|D\| \le \lambda \delta^2 / (4 C)$, $\Delta u \ge \lambda \delta^2 / 4$.""",
         r"$\lambda = \lambda_{d} > 0$ and $\|P D\| \ge \delta$.",
     ),
     verdict=Verdict.CORRECTED,
-    why="The threshold lacks a cube root, and it must depend on delta",
+    why="the threshold lacks a cube root, and it must depend on delta",
     correction=r"""For $\|D\| \le (\lambda \delta^2 / (4 C))^{1/3}$, $\Delta u \ge \lambda \delta^2 / 4$. Because
 $\delta \le \|D\|$, such displacements exist only for $\delta \le \lambda / (4 C)$. No neighbourhood of
 $\theta^*$ that does not depend on $\delta$ is small enough.""",

@@ -233,3 +233,71 @@ def test_34_without_a_gap_the_projector_depends_on_the_coordinates():
     assert case.disagreement() == 1
     assert CONDITION.printed(case).value == -1
     assert orthogonal(np.random.default_rng(0), 3).shape == (3, 3)
+
+
+def test_32_slack_of_the_printed_difference():
+    case = replace(LOSS_IS_DIVERGENCE.case(POINT_32), rare_mass=0.25, rare_entropy=40.0)
+
+    class Doubled(type(case)):
+        def utility(self, probabilities):
+            return 2 * super().utility(probabilities)
+
+    divergence, size = case.divergence()
+    found = LOSS_IS_DIVERGENCE.printed(Doubled(case.skill, case.displacement, 0.25, 40.0))
+    assert found.value == pytest.approx(-divergence / (1 + size + 10), rel=1e-9)
+
+
+def test_32_cases_with_rare_outcomes():
+    cases = [LOSS_IS_DIVERGENCE.accepted(np.random.default_rng(s)) for s in range(300)]
+    masses, entropies = [x.rare_mass for x in cases], [x.rare_entropy for x in cases]
+    assert 0.1 <= min(masses) < 0.12
+    assert 0.48 < max(masses) <= 0.5
+    assert 1 <= min(entropies) < 1.2
+    assert 800 < max(entropies) <= 1000
+    assert cases[0].skill.base.shape == (2, 3)
+    assert np.linalg.norm(cases[0].displacement) == pytest.approx(1)
+    infinite = LOSS_IS_DIVERGENCE.counterexamples[0].case()
+    assert infinite.rare_entropy == math.inf
+    assert infinite.rare_mass == cases[0].rare_mass
+
+
+def test_33_cases():
+    for off in range(3):
+        case = QUADRATIC_FORM.case(POINT_33 | {"off": off, "seed": 11})
+        moving = [np.any(q != 0) for q in case.off.quadratic]
+        assert moving == [True] * off + [False] * (2 - off)
+        for q in case.off.quadratic:
+            assert np.linalg.matrix_rank(q.astype(float)) <= 1
+            assert np.all(np.diag(q) >= 0)
+    plain, long = (QUADRATIC_FORM.case(POINT_33 | {"exponent": e}).direction for e in (0, 3))
+    np.testing.assert_array_equal(long, 8 * plain)
+    full = QUADRATIC_FORM.accepted(np.random.default_rng(0))
+    assert not np.any(full.off.quadratic)
+    assert full.skill.base.shape == (2, 3)
+    assert QUADRATIC_FORM.printed(full).value == 0
+
+
+def test_34_rejects_a_gap_that_is_too_small():
+    case = CONDITION.boundary[0].case()
+
+    class Doctored(Sensitivity):
+        def estimate(self):
+            found = super().estimate()
+            return replace(found, tail=found.tail / 2)
+
+    found = CONDITION.check(Doctored(case.scores, case.rank, case.rotation))
+    assert (found.part, found.value) == ("gap", pytest.approx(-0.5 / 3, rel=1e-12))
+    skewed = replace(case, rotation=np.array([[1.0, 0, 0], [0, 0.6, 0.6], [0, -0.8, 0.8]]))
+    assert CONDITION.check(skewed).part == "unique"
+
+
+def test_34_spread_of_the_spectra():
+    spectra = np.array(
+        [np.linalg.eigvalsh(CONDITION.case(POINT_34 | {"seed": s, "scale": 1.0}).fisher())[::-1] for s in range(200)]
+    )
+    top, tail = np.log10(spectra[:, :2]), np.log10(spectra[:, 4:] / 0.75)
+    assert 1.9 < top.max() <= 2 + 1e-9
+    assert -1e-9 <= top.min() < 0.1
+    assert -3 - 1e-9 <= tail.min() < -2.9
+    assert -0.1 < tail.max() <= 1e-9
+    assert CONDITION.accepted(np.random.default_rng(0)).estimate().gap == pytest.approx(0.5)

@@ -136,6 +136,9 @@ def test_412b_utility_loss_and_bound_by_hand():
     tail_room = 1 - stats.beta(1, 4).sf(0.3) / math.exp(-0.5 * CHERNOFF_CONSTANT)
     assert DEGRADATION_BY_CHANCE.check(case).value == pytest.approx(min(loss_room, tail_room), rel=1e-9)
     assert DEGRADATION_BY_CHANCE.printed(case).value == pytest.approx(1 - 0.00875 / 1.2, rel=1e-12)
+    flat = replace(case, eigenvalues=np.array([4.0, 0.1]), energies=np.array([0.0, 1.0]))
+    assert DEGRADATION_BY_CHANCE.check(flat).value == pytest.approx(tail_room, rel=1e-9)
+    assert DEGRADATION_BY_CHANCE.check(flat).part == "probability"
 
 
 def test_412b_energies_follow_the_law_given_the_event():
