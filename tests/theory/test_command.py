@@ -174,6 +174,7 @@ def test_latex_becomes_text() -> None:
     assert render.plain("no mathematics") == "no mathematics"
 
 
+@pytest.mark.slow
 def test_the_module_runs_and_survives_a_closed_pipe() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "theory", "show"], cwd=ROOT, capture_output=True, text=True, check=False
