@@ -48,8 +48,8 @@ def flow_many(field: Field, bases: Float[Tensor, "B n"], times: Float[np.ndarray
         ValueError: unless the times increase from at least 0.
         DivergedError: if a path diverges.
     """
-    if len(times) == 0 or times[0] < 0 or (np.diff(times) <= 0).any():
-        raise ValueError("the times of a path must increase from at least 0")
+    if len(times) == 0 or not (np.isfinite(times).all() and times[0] >= 0 and (np.diff(times) > 0).all()):
+        raise ValueError(f"the times of a path must be finite and increase from at least 0, got {times}")
     return trajectory(field, bases, float(times[-1]))(times)
 
 
@@ -57,20 +57,27 @@ def trajectory(field: Field, bases: Float[Tensor, "B n"], end: float) -> Callabl
     """The paths from B base points as one function of times in [0, end], (T,) to (B, T, n): DOP853's dense output.
 
     Raises:
+        ValueError: if there is no base point, or the end is negative or not finite.
         DivergedError: if a path diverges.
     """
+    if len(bases) == 0 or not 0 <= end < np.inf:
+        raise ValueError(f"expected base points and a finite end of at least 0, got {len(bases)} and {end}")
     start = torch.stack([field.start(base) for base in bases])
     velocity = vmap(field) if len(bases) > 1 else lambda states: field(states[0])[None]
 
+    reached = 0.0
+
     def right_hand_side(time: float, flat: np.ndarray) -> np.ndarray:
+        nonlocal reached
         if not np.abs(flat).max() < _DIVERGED:
-            raise DivergedError(time)
+            raise DivergedError(reached)
+        reached = time
         return velocity(torch.from_numpy(flat).reshape(start.shape)).flatten().numpy()
 
     with np.errstate(over="ignore", invalid="ignore"):
         solution = solve_ivp(
             right_hand_side,
-            (0.0, end),
+            (0.0, max(end, np.finfo(float).tiny)),
             start.flatten().numpy(),
             method="DOP853",
             dense_output=True,
@@ -78,7 +85,7 @@ def trajectory(field: Field, bases: Float[Tensor, "B n"], end: float) -> Callabl
             atol=ABSOLUTE_TOLERANCE,
         )
     if not solution.success:
-        raise DivergedError(float(solution.t[-1]))
+        raise DivergedError(reached)
 
     def parameters(times: np.ndarray) -> Tensor:
         states = torch.from_numpy(solution.sol(times).T.copy()).reshape(len(times), *start.shape)

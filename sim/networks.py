@@ -18,6 +18,8 @@ from torch import Tensor
 from sim.skills import Function, SoftmaxSkill
 
 _LEARNING_RATE = 1e-2  # of Adam over the full batch
+_POINTS = 30  # that a classifier is trained on
+_EXAMPLES = 24  # that a transformer is trained on
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,13 @@ def _normalised(x: Tensor) -> Tensor:
 
 
 def train(loss: Function, start: Float[Tensor, " n"], steps: int) -> Float[Tensor, " n"]:
-    """Full-batch Adam with a cosine schedule."""
+    """Full-batch Adam with a cosine schedule.
+
+    Raises:
+        ValueError: unless there is a step to make.
+    """
+    if steps < 1:
+        raise ValueError(f"expected 1 or more training steps, got {steps}")
     theta = start.clone().requires_grad_(True)
     optimizer = torch.optim.Adam([theta], lr=_LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -192,7 +200,12 @@ class TrainedNetwork:
 def trained_perceptron(
     seed: int, network: Perceptron | None = None, prompts: int = 6, steps: int = 300
 ) -> TrainedNetwork:
-    """A classifier trained on Gaussian clusters; the second task has other clusters with other labels."""
+    """A classifier trained on Gaussian clusters; the second task has other clusters with other labels.
+
+    Raises:
+        ValueError: if the number of prompts or steps is impossible.
+    """
+    _check_within("prompts", prompts, _POINTS)
     net = network or Perceptron()
     rng = torch.Generator().manual_seed(seed)
     (x, y), (other_x, other_y) = _clusters(net, rng), _clusters(net, rng)
@@ -208,11 +221,16 @@ def trained_transformer(
     """A transformer trained to repeat its prompt; the second task is to repeat it backwards.
 
     The skill's outcomes are all responses of ``response`` tokens, so that sequence-level expectations are exact.
+
+    Raises:
+        ValueError: if the number of prompts, response tokens or steps is impossible.
     """
     net = network or Transformer()
+    _check_within("prompts", prompts, _EXAMPLES)
+    _check_within("response", response, net.context // 2)
     rng = torch.Generator().manual_seed(seed)
     shown = net.context - response
-    first, second = (torch.randint(net.vocabulary, (24, shown), generator=rng) for _ in range(2))
+    first, second = (torch.randint(net.vocabulary, (_EXAMPLES, shown), generator=rng) for _ in range(2))
     taught, other = (
         _repeats(net, a, b) for a, b in ((first, first[:, :response]), (second, second.flip(1)[:, :response]))
     )
@@ -228,6 +246,11 @@ def trained_transformer(
     )
 
 
+def _check_within(name: str, value: int, most: int) -> None:
+    if not 1 <= value <= most:
+        raise ValueError(f"{name} must lie in 1..{most}, got {value}")
+
+
 def _repeats(net: Transformer, prompts: Tensor, responses: Tensor) -> Function:
     """Cross-entropy of the responses."""
     tokens = torch.cat([prompts, responses], dim=1)[:, :-1]
@@ -240,11 +263,11 @@ def _uniform_skill(logits: Function, prompts: int, base: Tensor) -> SoftmaxSkill
 
 
 def _clusters(net: Perceptron, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """30 points, as many from each of K Gaussian clusters, with their labels, shuffled."""
-    labels = torch.arange(30) % net.classes
+    """Points, as many from each of K Gaussian clusters, with their labels, shuffled."""
+    labels = torch.arange(_POINTS) % net.classes
     centres = torch.randn(net.classes, net.inputs, generator=rng, dtype=torch.float64)
-    points = centres[labels] + 0.5 * torch.randn(30, net.inputs, generator=rng, dtype=torch.float64)
-    order = torch.randperm(30, generator=rng)
+    points = centres[labels] + 0.5 * torch.randn(_POINTS, net.inputs, generator=rng, dtype=torch.float64)
+    order = torch.randperm(_POINTS, generator=rng)
     return points[order], labels[order]
 
 

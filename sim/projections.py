@@ -12,7 +12,8 @@ from torch.func import grad, jvp
 from sim.fields import Derivatives, Field, hessian_product
 from sim.skills import Function, Skill
 
-_JERK_STEP = 1e-4  # of the central difference, where rounding and curvature both cost about 1e-8
+_JERK_STEP = 1e-5  # of the central difference, where rounding and curvature both cost about 1e-10
+_NO_GAP = 1e-12  # of the largest eigenvalue
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,12 +77,18 @@ class TrackedProjection(Field):
     def derivatives(self, base: Tensor) -> Derivatives:
         """As of any field; the jerk by central differences, for the projector has no forward-mode derivative."""
         velocity, acceleration = self.closed_form(base)
+        if not velocity.any():  # the path stays where it is
+            return Derivatives(velocity, torch.zeros_like(base), torch.zeros_like(base))
         step = _JERK_STEP / velocity.norm()
         before, after = (self.closed_form(base + sign * step * velocity)[1] for sign in (-1, 1))
         return Derivatives(velocity, acceleration, (after - before) / (2 * step))
 
     def closed_form(self, base: Tensor) -> tuple[Tensor, Tensor]:
-        """``v`` and ``a = Dv[v] = DP[v] g - (I - P) H v``."""
+        """``v`` and ``a = Dv[v] = DP[v] g - (I - P) H v``.
+
+        Raises:
+            ValueError: where eigenvalues d and d + 1 of F agree, for the projector has no derivative there.
+        """
         g = grad(self.loss)(base)
         static = self.frozen(base)
         velocity = static(base)
@@ -104,6 +111,9 @@ def _projector_derivative(skill: Skill, theta: Tensor, rank: int, direction: Ten
     factor, moved = _moved_factor(skill, theta, direction)
     _, singular, vh = torch.linalg.svd(factor, full_matrices=False)
     top, rest = vh[:rank], vh[rank:]
+    padded = torch.cat([singular.square(), singular.new_zeros(1)])  # beyond the rows of R, eigenvalue 0
+    if rank < len(theta) and not padded[rank - 1] - padded[rank] > _NO_GAP * padded[0]:
+        raise ValueError(f"the projector of rank {rank} turns abruptly here: the next eigenvalue of F is the same")
 
     def changed(columns: Tensor) -> Tensor:  # DF applied to columns
         return moved.T @ (factor @ columns) + factor.T @ (moved @ columns)
@@ -143,9 +153,13 @@ class TrustRegion(Field):
             raise ValueError(f"the strength mu must be at least 0 and finite, got {self.strength}")
 
     def _solve(self, factor: Tensor, vector: Tensor) -> Tensor:
-        """``(I + mu R^T R)^{-1} w``, by the r x r system of Woodbury's identity."""
+        """``(I + mu R^T R)^{-1} w``, by the r x r system of Woodbury's identity.
+
+        Not by ``torch.linalg.solve``, whose forward-mode derivatives are wrong from the second on.
+        """
         small = torch.eye(len(factor), dtype=factor.dtype) + self.strength * factor @ factor.T
-        return vector - self.strength * factor.T @ torch.linalg.solve(small, factor @ vector)
+        inner = torch.cholesky_solve((factor @ vector)[:, None], torch.linalg.cholesky(small))[:, 0]
+        return vector - self.strength * factor.T @ inner
 
     def __call__(self, state: Tensor) -> Tensor:
         """``-(I + mu F)^{-1} g``."""

@@ -1,0 +1,18 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from hypothesis import settings
+
+# a deadline would assert wall time, which depends on what else the machine does
+settings.register_profile("sim", deadline=None, max_examples=15)
+settings.register_profile("mutants", deadline=None, max_examples=10, derandomize=True, database=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "sim"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Matrices of small models are slower on two threads than on one."""
+    torch.set_num_threads(1)
