@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import sys
@@ -12,10 +13,11 @@ from typing import NoReturn
 from commands.cli import run_command
 from commands.errors import UserError
 from theory.ledger import render
-from theory.ledger.claim import Claim, Outcome, Point, check_claim, check_point
+from theory.ledger.claim import MAX_SEED, Claim, Outcome, Parameter, Point, check_claim, check_point
 from theory.ledger.registry import UnknownClaimError, find
 
 _PROGRAM = "python -m theory"
+_EXAMPLES = 1000
 
 
 class _Parser(argparse.ArgumentParser):
@@ -51,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     show.set_defaults(run=_show)
     check = commands.add_parser("check", help="run the checks on random cases; exit code 1 if one fails")
     check.add_argument("keys", nargs="*", metavar="KEY", help="claims to check; all if none is given")
-    check.add_argument("--examples", type=int, default=1000, help="random cases of each claim (1000)")
+    check.add_argument("--examples", type=int, help=f"random cases of each claim ({_EXAMPLES})")
     check.add_argument("--seed", type=int, default=0, help="of the cases (0)")
     check.add_argument("--case", metavar="'NAME=VALUE ...'", help="check this one case, as a run printed it")
     check.set_defaults(run=_check)
@@ -101,7 +103,7 @@ def _found(keys: list[str]) -> list[Claim]:
 
 def _check(options: argparse.Namespace) -> int:
     claims = _found(options.keys)
-    if options.examples < 1:
+    if options.examples is not None and options.examples < 1:
         raise UserError(f"--examples must be at least 1, got {options.examples}")
     if options.seed < 0:
         raise UserError(f"--seed must not be negative, got {options.seed}")
@@ -121,25 +123,35 @@ def _check(options: argparse.Namespace) -> int:
 
 def _outcome(claim: Claim, options: argparse.Namespace) -> Outcome:
     if options.case is None:
-        return check_claim(claim, options.examples, options.seed)
+        return check_claim(claim, options.examples or _EXAMPLES, options.seed)
     if len(options.keys) != 1:
         raise UserError(f"--case is a case of one claim: give one KEY with it, got {len(options.keys)}")
+    if options.examples is not None:
+        raise UserError("--case is one example: leave out --examples")
     return check_point(claim, _point(claim, options.case))
 
 
 def _point(claim: Claim, text: str) -> Point:
-    names = [parameter.name for parameter in claim.parameters] + ["seed"]
+    """The parameters of a case as they were printed, each inside its range."""
+    known = {parameter.name: parameter for parameter in claim.parameters}
     words = [word.partition("=") for word in text.split()]
-    if sorted(word[0] for word in words) != sorted(names):
-        raise UserError(f"a case of {claim.key} is {' '.join(f'{name}=...' for name in names)}, got {text!r}")
-    return {name: _number(name, value) for name, _, value in words}
+    if sorted(name for name, _, _ in words) != sorted([*known, "seed"]):
+        raise UserError(
+            f"a case of {claim.key} is {' '.join(f'{name}=...' for name in [*known, 'seed'])}, got {text!r}"
+        )
+    seed = Parameter("seed", 0, MAX_SEED)
+    return {name: _value(known.get(name, seed), number) for name, _, number in words}
 
 
-def _number(name: str, text: str) -> int | float:
+def _value(parameter: Parameter, text: str) -> int | float:
+    kind = "a whole number" if parameter.kind == "integer" else "a number"
     try:
-        return float(text) if any(c in text for c in ".en") else int(text)
+        value = int(text) if parameter.kind == "integer" else float(text)
     except ValueError:
-        raise UserError(f"{name} must be a number, got {text!r}") from None
+        value = math.nan
+    if not parameter.low <= value <= parameter.high:
+        raise UserError(f"{parameter.name} must be {kind} in {parameter.low:g}..{parameter.high:g}, got {text!r}")
+    return value
 
 
 def _print_json(records: list[dict[str, object]]) -> None:

@@ -89,7 +89,7 @@ def test_the_table_in_json_and_markdown(capsys: pytest.CaptureFixture[str]) -> N
 def test_show_says_everything(failing: Claim, capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(capsys, "show", "t.1")
     assert text.splitlines()[:3] == ["T.1  A title with γ", "somewhere", "Verdict: refuted. because a = b"]
-    for expected in ("Statement\n    γ≤ 1 and x^2", "    - first\n    - second", "    One.\n    Two.", "seen"):
+    for expected in ("Statement\n    γ ≤ 1 and x^2", "    - first\n    - second", "    One.\n    Two.", "seen"):
         assert expected in text
     assert "Correction" not in text
     markdown = printed(capsys, "show", "--markdown")
@@ -141,6 +141,8 @@ def test_undefined_slacks_are_null_in_json(failing: Claim) -> None:
         (["check", "3.2", "--examples", "0"], "--examples must be at least 1, got 0"),
         (["check", "3.2", "--seed", "-4"], "--seed must not be negative, got -4"),
         (["check", "--case", "seed=1"], "--case is a case of one claim"),
+        (["check", "A.1", "--case", "seed=1", "--examples", "5"], "leave out --examples"),
+        (["show", ""], "no claim '' in the ledger; the nearest keys are 3.2, 3.3, 3.4, 4.1.1, ..."),
         (["check", "6.3", "--case", "seed=1"], "a case of 6.3 is sharp=..."),
         (["check", "7.1", "--case", "nonsense"], "a case of 7.1 is"),
         (["check", "--examples", "many"], "invalid int value: 'many'"),
@@ -157,9 +159,26 @@ def test_wrong_input_is_one_line(capsys: pytest.CaptureFixture[str], arguments: 
     assert words in captured.err
 
 
+def test_a_printed_case_is_read_back_exactly(capsys: pytest.CaptureFixture[str]) -> None:
+    for claim in (ledger()["A.4"], ledger()["3.2"]):
+        outcome = check_claim(claim, 3, 7)
+        text = render.point_text(outcome.point)
+        assert command._point(claim, text) == outcome.point
+        assert ended("check", claim.key, "--case", text.replace("e-", "E-")) == 0
+        assert text in capsys.readouterr().out
+
+
 def test_a_case_with_a_bad_number(failing: Claim, capsys: pytest.CaptureFixture[str]) -> None:
-    assert ended("check", "T.1", "--case", "n=x seed=1") == 2
-    assert capsys.readouterr().err == "error: n must be a number, got 'x'\n"
+    for case, words in (
+        ("n=x seed=1", "n must be a whole number in 1..5, got 'x'"),
+        ("n=6 seed=1", "n must be a whole number in 1..5, got '6'"),
+        ("n=2 seed=-1", "seed must be a whole number in 0..4.29497e+09, got '-1'"),
+        ("n=2 seed=1.5", "seed must be a whole number"),
+        ("n=nan seed=1", "n must be a whole number"),
+    ):
+        assert ended("check", "T.1", "--case", case) == 2
+        assert capsys.readouterr().err.startswith(f"error: {words}")
+    assert ended("check", "3.4", "--case", "rank=2 gap=2 scale=-1 seed=1") == 2
 
 
 def test_find() -> None:
@@ -170,7 +189,7 @@ def test_find() -> None:
 
 
 def test_latex_becomes_text() -> None:
-    assert render.plain("plain *text* 5 % and $\\lambda_d \\ge \\frac{1}{2}$.") == "plain *text* 5 % and λ_d ≥1/2."
+    assert render.plain("plain *text* 5 % and $\\lambda_d \\ge \\frac{1}{2}$.") == "plain *text* 5 % and λ_d ≥ 1/2."
     assert render.plain("no mathematics") == "no mathematics"
 
 

@@ -50,10 +50,10 @@ def find(keys: Iterable[str]) -> list[Claim]:
     """
     claims = ledger()
     by_folded = {key.casefold(): claim for key, claim in claims.items()}
-    wanted = list(keys)
+    wanted = [key.strip() for key in keys]
     for key in wanted:
         if key.casefold() not in by_folded:
             near = difflib.get_close_matches(key.casefold(), by_folded, n=4, cutoff=0.3)
-            names = [by_folded[name].key for name in near] or list(claims)
+            names = [by_folded[name].key for name in near] or [*list(claims)[:4], "..."]
             raise UnknownClaimError(f"no claim {key!r} in the ledger; the nearest keys are {', '.join(names)}")
     return [by_folded[key.casefold()] for key in wanted] if wanted else list(claims.values())

@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
 import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 from theory.ledger.claim import Claim, Example, Outcome, Point, Slack
+from theory.ledger.plain_text import plain
 
 _INDENT = "    "
-
-
-def plain(text: str) -> str:
-    """Markdown with LaTeX as Unicode text: ``$\\|F^{1/2} v\\|_\\star$`` becomes ``‖F^(1/2) v‖_⋆``."""
-    from pylatexenc.latex2text import LatexNodes2Text
-
-    pieces = text.split("$")
-    converter = LatexNodes2Text(math_mode="text", strict_latex_spaces="based-on-source")
-    return "".join(converter.latex_to_text(_legible(piece)) if i % 2 else piece for i, piece in enumerate(pieces))
-
-
-def _legible(math: str) -> str:
-    """LaTeX with what its conversion to text would lose: norm bars, primes, the extent of an exponent or index."""
-    grouped = re.sub(r"([_^])\{(?!\\\w+\})([^{}]{2,})\}", r"\1(\2)", math)
-    return grouped.replace(r"\|", "‖").replace("'", "′").replace(r"\ne ", r"\neq ")
 
 
 def point_text(point: Point) -> str:

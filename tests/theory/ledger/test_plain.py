@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from theory.ledger.render import plain
+from theory.ledger.plain_text import plain
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,12 @@ from theory.ledger.render import plain
         (r"$\theta''' = g'$", "θ′′′ = g′"),
         (r"$F g \ne 0$", "F g ≠ 0"),
         (r"$\frac{1}{2}$ of $\mathbb{E}$", "1/2 of 𝔼"),
+        (r"$\frac{a}{b c} \frac{1+x}{1-p}$", "a/(b c) (1+x)/(1-p)"),
+        (r"$\frac{t^2}{2}\ell'' + \frac{\gamma_\star^2}{8} t^4$", "t^2/2 ℓ′′ + γ_⋆^2/8 t^4"),
+        (r"$\frac{t^{2k}}{2 (k!)^2}\mathbb{E}[x]$", "t^(2k)/(2 (k!)^2) 𝔼[x]"),
+        (r"$\frac{2 \frac{a}{b+1}}{n!}$", "(2 a/(b+1))/n!"),
+        (r"$\sqrt{1 - \frac{D}{3}}$", "√(1 - D/3)"),
+        (r"$\Delta u(\theta)$ of", "Δu(θ) of"),
         ("it's a_{bc} outside", "it's a_{bc} outside"),
     ],
 )
