@@ -82,14 +82,18 @@ class OverlapLaw:
         Raises:
             ValueError: if a probability is not in [0, 1].
         """
-        from scipy.special import betaincinv
+        from scipy.special import betaincinv, betaln
 
         p = np.asarray(probability, dtype=np.float64)
         if not np.all((p >= 0) & (p <= 1)):
             raise ValueError(f"a quantile needs probabilities in [0, 1], got {probability}")
         if self.rank == self.dimension:
             return np.ones(p.shape)
-        return np.asarray(betaincinv(*self._beta, p))
+        a, b = self._beta
+        energy = np.asarray(betaincinv(a, b, p))
+        lost = np.isnan(energy)  # SciPy's answer to some p below 1e-110, where p = x^a / (a B(a, b))
+        tiny = np.exp((np.log(np.where(lost, p, 1.0)) + math.log(a) + betaln(a, b)) / a)
+        return np.where(lost, tiny, energy)
 
     def deviation_probability(self, eps: Scalar) -> float:
         """``P(| |P g|^2 - d/n | >= eps d/n)``, exactly; the left side of Lemma A.3.
@@ -150,10 +154,8 @@ class Enrichment(NamedTuple):
     p_value_low: float
 
 
-def concentration_bound(rank: int, eps: Scalar) -> float:
-    """``min(1, 2 exp(-c eps^2 d))`` with ``c = (1 - ln 2)/2``: Lemma A.3's bound, in every dimension n >= d.
-
-    It is below 1 only for ``d > ln 2 / (c eps^2)``: never for d <= 4.
+def concentration_exponent(rank: int, eps: Scalar) -> float:
+    """``c eps^2 d`` with ``c = (1 - ln 2)/2``: each tail of Lemma A.3 has probability at most exp of minus this.
 
     Raises:
         ValueError: if the rank is not positive, or eps not in (0, 1).
@@ -162,7 +164,18 @@ def concentration_bound(rank: int, eps: Scalar) -> float:
         raise ValueError(f"the rank must be positive, got {rank}")
     if not 0 < eps < 1:
         raise ValueError(f"the bound is for relative deviations in (0, 1), got {eps}")
-    return min(1.0, 2 * math.exp(-CHERNOFF_CONSTANT * eps**2 * rank))
+    return float(CHERNOFF_CONSTANT * eps**2 * rank)
+
+
+def concentration_bound(rank: int, eps: Scalar) -> float:
+    """``min(1, 2 exp(-c eps^2 d))`` with ``c = (1 - ln 2)/2``: Lemma A.3's bound, in every dimension n >= d.
+
+    It is below 1 only for ``d > ln 2 / (c eps^2)``: never for d <= 4.
+
+    Raises:
+        ValueError: if the rank is not positive, or eps not in (0, 1).
+    """
+    return min(1.0, 2 * math.exp(-concentration_exponent(rank, eps)))
 
 
 def _numbers(energy: Float[np.ndarray, "*E"] | Scalar) -> Float[np.ndarray, "*E"]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from commands.progress import Progress
-from theory.null_model import CHERNOFF_CONSTANT, OverlapLaw, concentration_bound
+from theory.null_model import OverlapLaw, concentration_bound, concentration_exponent
 
 TAILS = (0.0, 0.01, 1.0)  # of the Fisher matrix, beside d eigenvalues 1; the last is F = I
 DEVIATIONS = tuple(round(0.05 * k, 2) for k in range(1, 20))  # eps of the tail probabilities
@@ -131,5 +131,5 @@ def measure_cost(energies: np.ndarray, dimension: int, rank: int, tail: float, e
         "corrected": corrected,
         "above_claim": float(np.mean(losses > claim)),
         "above_corrected": float(np.mean(losses > corrected)),
-        "allowed": math.exp(-CHERNOFF_CONSTANT * eps**2 * rank),
+        "allowed": math.exp(-concentration_exponent(rank, eps)),
     }

@@ -159,6 +159,35 @@ def test_wrong_input_is_one_line(capsys: pytest.CaptureFixture[str], arguments: 
     assert words in captured.err
 
 
+HELP = {
+    "": (
+        "usage: python -m theory [-h] [--json | --markdown] ... Every claim of the theory, what is true of "
+        "it, and its check. options: -h, --help show this help message and exit --json print a JSON list "
+        "--markdown print Markdown commands: show everything on some claims (on all, if no key is given) "
+        "check run the checks on random cases; exit code 1 if one fails"
+    ),
+    "show": (
+        "usage: python -m theory show [-h] [--json | --markdown] [KEY ...] positional arguments: KEY a claim "
+        "of the table, as 6.3 or Q1 options: -h, --help show this help message and exit --json print a JSON "
+        "list --markdown print Markdown"
+    ),
+    "check": (
+        "usage: python -m theory check [-h] [--examples EXAMPLES] [--seed SEED] [--case 'NAME=VALUE ...'] "
+        "[--json | --markdown] [KEY ...] positional arguments: KEY claims to check; all if none is given "
+        "options: -h, --help show this help message and exit --examples EXAMPLES random cases of each claim "
+        "(1000) --seed SEED of the cases (0) --case 'NAME=VALUE ...' check this one case, as a run printed it "
+        "--json print a JSON list --markdown print Markdown"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HELP)
+def test_the_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Words only: their layout is the interpreter's."""
+    shown = " ".join(printed(capsys, *([name] if name else []), "--help").split())
+    assert shown == HELP[name]
+
+
 def test_a_printed_case_is_read_back_exactly(capsys: pytest.CaptureFixture[str]) -> None:
     for claim in (ledger()["A.4"], ledger()["3.2"]):
         outcome = check_claim(claim, 3, 7)

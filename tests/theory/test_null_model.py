@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from theory.null_model import CHERNOFF_CONSTANT, Enrichment, OverlapLaw, concentration_bound
+from theory.null_model import (
+    CHERNOFF_CONSTANT,
+    Enrichment,
+    OverlapLaw,
+    concentration_bound,
+    concentration_exponent,
+)
 
 ENERGIES = np.array([0.0, 1e-6, 0.01, 0.2, 0.5, 0.9, 1.0])
 
@@ -98,6 +104,7 @@ def test_concentration_bound_and_how_near_it_is():
         for eps in (0.001, 0.01, 0.1, 0.3, 0.6, 0.9, 0.99)
     ]
     assert 0.49 < max(ratios) < 0.5
+    assert concentration_exponent(500, 0.5) == pytest.approx(125 * 0.15342640972, rel=1e-9)
     assert concentration_bound(500, 0.5) == pytest.approx(2 * math.exp(-125 * 0.15342640972), rel=1e-9)
     assert concentration_bound(4, 0.999) == 1.0  # no information up to d = 4
     assert concentration_bound(5, 0.999) < 1.0
@@ -107,6 +114,15 @@ def test_concentration_bound_and_how_near_it_is():
 def test_no_larger_constant_would_do():
     exponent = -math.log(OverlapLaw(4 * 10**9, 4000).deviation_probability(1 - 1e-9))
     assert CHERNOFF_CONSTANT * 4000 - math.log(2) < exponent < 1.01 * CHERNOFF_CONSTANT * 4000 - math.log(2)
+
+
+def test_quantiles_of_tiny_probabilities():
+    law = OverlapLaw(28, 4)  # P(energy <= x) = 1 - (1 - x)^12 (1 + 12 x) = 78 x^2 + O(x^3)
+    p = np.array([0.0, 1e-300, 4e-238, 1e-200, 1e-100, 1e-30])
+    np.testing.assert_allclose(law.quantile(p), np.sqrt(p / 78), rtol=1e-13)
+    for n, d in ((11, 8), (1008, 8), (10**6, 6)):  # the logarithm of B(a, b) loses digits as b grows
+        p = 10.0 ** np.arange(-300, -100, 20)
+        np.testing.assert_allclose(OverlapLaw(n, d).cdf(OverlapLaw(n, d).quantile(p)), p, rtol=1e-9)
 
 
 @given(st.integers(1, 10**6), st.floats(0, 1), st.floats(0, 1))
@@ -148,6 +164,8 @@ def test_refuses_what_is_no_energy_probability_or_deviation():
         with pytest.raises(ValueError, match="cannot be negative, got"):
             law.deviation_probability(eps)
     for eps in (0, 1, math.nan):
+        with pytest.raises(ValueError, match=r"relative deviations in \(0, 1\), got"):
+            concentration_exponent(5, eps)
         with pytest.raises(ValueError, match=r"relative deviations in \(0, 1\), got"):
             concentration_bound(5, eps)
     with pytest.raises(ValueError, match="must be positive, got 0"):

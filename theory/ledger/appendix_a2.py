@@ -11,12 +11,10 @@ from functools import partial
 import numpy as np
 
 from theory.aic import Estimate, estimate
-from theory.ledger.claim import Claim, Example, Parameter, Slack, Verdict, at_least, equal, worst
+from theory.ledger.claim import Claim, Example, Parameter, Slack, Verdict, at_least, exact, worst
 from theory.ledger.section3 import sensitivity
-from theory.null_model import CHERNOFF_CONSTANT, OverlapLaw
+from theory.null_model import OverlapLaw, concentration_exponent
 from theory.statistics import ScoreStatistics
-
-_same = partial(equal, tolerance=0.0, reason="integer arithmetic: no rounding")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,14 +46,14 @@ def _build_form(rng: np.random.Generator, dimension: int, size: float) -> Form:
 
 def _check_a1(case: Form) -> Slack:
     orbit, n = case.orbit(), len(case.vector)
-    return _same(n * orbit.T @ orbit, len(orbit) * (case.vector @ case.vector) * np.eye(n, dtype=int))
+    return exact(n * orbit.T @ orbit, len(orbit) * (case.vector @ case.vector) * np.eye(n, dtype=int))
 
 
 def _check_a2(case: Form) -> Slack:
     orbit = case.orbit()
     mean = Fraction(int(np.einsum("ri,ij,rj->", orbit, case.matrix, orbit)), len(orbit))
     squared = Fraction(int(case.vector @ case.vector))
-    return _same(mean / squared, Fraction(int(np.trace(case.matrix)), len(case.vector)))
+    return exact(mean / squared, Fraction(int(np.trace(case.matrix)), len(case.vector)))
 
 
 _FORM_PARAMETERS = (Parameter("dimension", 1, 6), Parameter("size", 1, 1e4, "log"))
@@ -121,7 +119,7 @@ def concentration(case: Deviation) -> Slack:
     """Lemma A.3 on a case, with the finer one-sided bounds that it follows from."""
     law, eps = case.law, case.eps
     high, low = (1 + eps) * law.mean, (1 - eps) * law.mean
-    rate = CHERNOFF_CONSTANT * eps**2 * law.rank
+    rate = concentration_exponent(law.rank, eps)
     both = -math.log(max(law.deviation_probability(eps), _SMALLEST))
     above, below = (math.exp(-law.chernoff_exponent(x)) for x in (high, low))
     tails = ((above, float(law.sf(high)), "upper tail"), (below, float(law.cdf(low)), "lower tail"))

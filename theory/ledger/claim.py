@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 Point = dict[str, int | float]
+MAX_SEED = 2**32 - 1  # of a case
 
 
 class Verdict(StrEnum):
@@ -48,6 +49,11 @@ class Slack:
     reason: str
     part: str = ""
 
+    def __post_init__(self) -> None:
+        """A tolerance without a reason is no tolerance."""
+        if not (isinstance(self.reason, str) and isinstance(self.part, str) and self.tolerance >= 0):
+            raise ValueError(f"a slack needs a tolerance from 0 and the reason for it, got {self}")
+
     @property
     def margin(self) -> float:
         """``value + tolerance``: negative, or not a number, where the statement fails."""
@@ -77,19 +83,31 @@ def equal(left: Any, right: Any, tolerance: int | float, reason: str, *, scale: 
         raise ValueError(f"the two sides of an identity must have one shape, got {a.shape} and {b.shape}")
     difference = _largest(a - b)
     unit = max(_largest(a), _largest(b)) if scale is None else scale
-    return Slack(0.0 if difference == 0 else -float(difference / unit), tolerance, reason, part)
+    return Slack(_relative(-difference, unit), tolerance, reason, part)
+
+
+def exact(left: Any, right: Any, *, part: str = "") -> Slack:
+    """The slack of an identity between integers or Fractions, with no tolerance."""
+    return equal(left, right, 0.0, "exact arithmetic: no rounding", part=part)
 
 
 def at_least(left: Any, right: Any, tolerance: int | float, reason: str, *, scale: Any = None, part: str = "") -> Slack:
     """The slack of ``left >= right``: ``(left - right) / scale``; arguments as :func:`equal`, for numbers."""
     difference = left - right
     unit = max(abs(left), abs(right)) if scale is None else scale
-    return Slack(0.0 if difference == 0 else float(difference / unit), tolerance, reason, part)
+    return Slack(_relative(difference, unit), tolerance, reason, part)
 
 
 def worst(*slacks: Slack) -> Slack:
     """The slack with the smallest margin; one that is not a number is worse than any."""
     return min(slacks, key=lambda slack: -math.inf if math.isnan(slack.margin) else slack.margin)
+
+
+def _relative(difference: Any, unit: Any) -> float:
+    """The difference over the unit; not 0 unless the difference is, even where a float would underflow."""
+    if difference == 0:
+        return 0.0
+    return float(difference / unit) or (math.ulp(0.0) if difference > 0 else -math.ulp(0.0))
 
 
 def _largest(values: Any) -> Any:
@@ -185,7 +203,7 @@ class Claim:
     def draw(self, rng: np.random.Generator) -> Point:
         """A random point of the parameters, with a seed for what they leave open."""
         point: Point = {parameter.name: parameter.at(rng.random()) for parameter in self.parameters}
-        return point | {"seed": int(rng.integers(2**32))}
+        return point | {"seed": int(rng.integers(MAX_SEED + 1))}
 
     def case(self, point: Mapping[str, int | float]) -> Any:
         """The case at a point, the same at every call."""

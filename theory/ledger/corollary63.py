@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from theory.ledger.claim import Claim, Example, Parameter, Slack, Verdict, at_least, equal, worst
+from theory.ledger.claim import Claim, Example, Parameter, Slack, Verdict, at_least, equal
 from theory.ledger.maps import NegativeAngle, PolynomialMap, Radius, SmoothMap, polynomial
 from theory.ledger.scenarios import Coefficients, Scenario, circle
 from theory.ledger.skills import GaussianSkill, SoftmaxSkill
@@ -131,17 +131,13 @@ def _quartic_law(scenario: Scenario) -> Slack:
 def printed_onset(scenario: Scenario) -> Slack:
     """``liminf utility loss / t^4 > 0`` if gamma > 0: at least a millionth of ``gamma^2 / 8``."""
     floor = 1e-6 * scenario.estimate.coupling**2 / 8
-    return at_least(float(scenario.quartic_coefficient), floor, 0.0, "a rate below this is none", part="onset")
+    return at_least(float(scenario.quartic_coefficient), floor, 0.0, "a rate below this is none")
 
 
-def printed_limit(scenario: Scenario) -> Slack:
-    """``utility loss / t^4 -> gamma^2 / 8``."""
-    coefficient, printed = float(scenario.quartic_coefficient), scenario.estimate.coupling**2 / 8
-    return equal(coefficient, printed, 1e-10, _MEASURED, part="limit")
-
-
-def _as_printed(scenario: Scenario) -> Slack:
-    return worst(printed_onset(scenario), printed_limit(scenario))
+def sharper_reading(scenario: Scenario) -> Slack:
+    """``utility loss / t^4 -> gamma^2 / 8``, which the corollary does not say: gamma as the rate itself."""
+    coefficient, rate = float(scenario.quartic_coefficient), scenario.estimate.coupling**2 / 8
+    return equal(coefficient, rate, 1e-10, _MEASURED)
 
 
 _COUNTEREXAMPLES = (
@@ -167,12 +163,6 @@ _COUNTEREXAMPLES = (
         r"first integral of the flow, which the flow-box theorem gives, has $\Delta u = 0$.)",
         _random_first_integral,
     ),
-    Example(
-        "converse",
-        r"Skill $N(\|\theta\|, 1)$, $\theta^* = (1, 0)$, $L = -y$: $H g = 0$, so $\gamma = 0$, and yet $\Delta u = "
-        r"(\sqrt{1 + t^2} - 1)^2 / 2 = t^4 / 8 + O(t^6)$. The rate $\gamma^2 t^4 / 8$ is wrong from this side too.",
-        lambda: Scenario(GaussianSkill(Radius(), 1.0), polynomial(np.array([[0.0, -1.0]]))),
-    ),
 )
 
 QUARTIC_SCALING = Claim(
@@ -180,8 +170,10 @@ QUARTIC_SCALING = Claim(
     title="Quartic scaling law",
     source="Corollary 6.3, section 6",
     statement=r"""Under the alignment instability condition there is $t_0 > 0$ such that for all $t \in [0, t_0]$
-$\Delta u(\theta(t)) \ge \Omega(\lambda \gamma^2 t^4)$. With $P g = 0$ and no tail: $\gamma > 0$ makes the utility
-loss of order $t^4$, with a rate that $\gamma$ sets, $\gamma^2 t^4 / 8$ to leading order.""",
+$\Delta u(\theta(t)) \ge \Omega(\lambda \gamma^2 t^4)$.
+
+Read in its mildest case, $P g = 0$ and no tail ($\epsilon = 0$), where constant and $t_0$ may depend on everything:
+where $\gamma > 0$, $\liminf \Delta u / t^4 > 0$ as $t \to 0$.""",
     hypotheses=(
         r"Gradient flow $\theta' = -g(\theta)$; $\log \pi_\theta$ three times and $g$ twice continuously "
         r"differentiable.",
@@ -205,13 +197,21 @@ $\nabla^2 \ell$ out.
 For logits linear in $\theta$, $\nabla^2 \ell$ is minus the covariance of the features, the same for every outcome of
 a prompt, and $g^T (\nabla^2 \ell) g = -\mathbb{E}[(s \cdot g)^2]$ for that prompt, which is 0.
 
+A sharper reading, which the corollary does not print, takes $\gamma$ for the rate: $\Delta u = \gamma^2 t^4 / 8$ to
+leading order. It is right for log-linear policies with no tail, and fails from both sides. On the three
+counterexamples the rate is 0 and $\gamma > 0$. And $\gamma = 0$ does not protect: for the skill $N(\|\theta\|, 1)$ at
+$\theta^* = (1, 0)$ and $L = -y$, $H g = 0$ and $\gamma = 0$, yet $\Delta u = (\sqrt{1 + t^2} - 1)^2 / 2 = t^4 / 8 +
+O(t^6)$. This last is no counterexample to the corollary, which claims nothing where $\gamma = 0$.
+
 Two more defects. $\lambda$ is counted twice, since $\gamma$ contains $F^{1/2}$ already. And for $\epsilon > 0$ no
 interval $[0, t_0]$ will do: the flat skill in the derivation of Theorem 6.2 returns to $\Delta u = 0$ at $T = 2 \,
 \mathrm{artanh}(\epsilon) / h$.""",
     evidence=r"""Random softmax skills with several prompts and random cubic losses with $F g = 0$: the coefficient
 of $t^4$ of the utility loss along the flow is an exact fraction, compared with $\gamma_\star^2 / 8$ estimated from
 scores and Hessians. On the circle and the language model it is extrapolated from the stable utility loss at five
-times. The printed statement is asked for both a positive rate where $\gamma > 0$ and the rate $\gamma^2 / 8$.""",
+times. The printed statement is asked for a positive rate only: at least a millionth of $\gamma^2 / 8$. The sharper
+reading is rejected in the tests on the three counterexamples (rate 0, $\gamma > 0$) and for $\gamma = 0$ (rate 1/8;
+$\Delta u = 0.00697$ at $t = 1/2$), and accepted for log-linear policies.""",
     check=_quartic_law,
     build=_build,
     parameters=(
@@ -221,7 +221,7 @@ times. The printed statement is asked for both a positive rate where $\gamma > 0
         Parameter("outcomes", 2, 3),
         Parameter("scale", 1e-6, 1e6, "log"),
     ),
-    printed=_as_printed,
+    printed=printed_onset,
     counterexamples=_COUNTEREXAMPLES,
     accepted=_log_linear,
 )

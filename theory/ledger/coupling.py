@@ -9,7 +9,7 @@ import numpy as np
 
 from theory.aic import estimate
 from theory.ledger.claim import Claim, Example, Parameter, Slack, Verdict, at_least, equal, worst
-from theory.ledger.maps import PolynomialMap
+from theory.ledger.maps import PolynomialMap, polynomial
 from theory.ledger.scenarios import Coefficients, Scenario, quadratic_loss, tight_family
 from theory.ledger.skills import (
     Skill,
@@ -40,7 +40,7 @@ class Chain:
         rotation: ``|DF[v] v|``.
         lipschitz: ``|DF[v]| |v|``, at most ``L_F |v|^2``.
         leak: ``v``, with ``leak_rate`` its factor in Q4.
-        leak_rate: ``|s.v|_inf + k_2 / sqrt(lambda_d)``.
+        leak_rate: kappa, the largest root mean square of ``u^T (F P)^(+1/2) (Hess l + s s^T) v`` over unit u.
     """
 
     onset: float
@@ -75,8 +75,8 @@ def chain(skill: Skill, velocity: np.ndarray, acceleration: np.ndarray, rank: in
     whitened = mixed @ vectors[:, kept] / np.sqrt(values[kept])
     root = np.sqrt(weights)
     explained = (root[:, None] * scores) @ np.linalg.lstsq(root[:, None] * scores, root * second, rcond=1e-10)[0]
-    bent = skill.log_hessians().astype(np.float64) @ v
-    spread = math.sqrt(np.linalg.eigvalsh((bent * weights[:, None]).T @ bent)[-1])
+    bent = skill.log_hessians().astype(np.float64) @ v + scores * (scores @ v)[:, None]
+    top = vectors[:, -rank:] / np.sqrt(values[-rank:])
     assert numbers.onset_coefficient is not None
     return Chain(
         onset=numbers.onset_coefficient,
@@ -90,7 +90,7 @@ def chain(skill: Skill, velocity: np.ndarray, acceleration: np.ndarray, rank: in
         rotation=float(np.linalg.norm(turn @ v)),
         lipschitz=float(np.linalg.norm(turn, 2) * np.linalg.norm(v)),
         leak=numbers.leak,
-        leak_rate=float(np.abs(scores @ v).max() + spread / math.sqrt(numbers.sharpness)),
+        leak_rate=float(np.linalg.norm(root[:, None] * bent @ top, 2)),
     )
 
 
@@ -118,6 +118,18 @@ def with_spectrum(skill: SoftmaxSkill, eigenvalues: np.ndarray) -> SoftmaxSkill:
     return replace(skill, logits=replace(logits, linear=linear))
 
 
+def rare_response(rare: float, push: float, sharpness: float, scale: float) -> Coupled:
+    """One parameter, and two responses, one with a small probability p; ``F = sharpness``, ``DF = 0``.
+
+    The logit is ``b D - (1 - 2 p) b^2 D^2 / 4`` and the loss ``scale (D + push b D^2 / 2)``, ``b^2 p (1 - p)`` the
+    sharpness. Q4's bound is tight as p -> 0, with the coupling ``push v`` and the leak term ``v/2``.
+    """
+    slope = math.sqrt(sharpness / rare / (1 - rare))
+    quadratic = np.array([[[(rare - 0.5) * slope**2]], [[0.0]]])
+    skill = SoftmaxSkill(np.ones(1), np.array([[rare, 1 - rare]]), polynomial(np.array([[slope], [0.0]]), quadratic))
+    return Coupled(Scenario(skill, quadratic_loss(np.array([scale]), np.array([[scale * push * slope]]))), True)
+
+
 def build_coupled(
     rng: np.random.Generator,
     kind: int,
@@ -128,7 +140,11 @@ def build_coupled(
     scale: float,
     leak: float = 0.0,
 ) -> Coupled:
-    """kind 0: a random softmax skill; 1: with two responses, so that F has constant rank; 2: the tight family."""
+    """kind 0: a random softmax skill; 1: with two responses, so that F has constant rank; 2: the tight family; 3: a
+    rare response and a leak.
+    """
+    if kind == 3:
+        return rare_response(0.5 * 10.0 ** (-12 * rng.random()), 1 + rng.random(), sharpness, scale)
     if kind == 2:
         tight = tight_family(4 * rng.random(), sharpness)
         return Coupled(replace(tight, loss=quadratic_loss(scale * tight.gradient, scale * tight.hessian)), True)
@@ -236,28 +252,44 @@ _Q4 = Claim(
     key="Q4",
     title="Coupling as a lower bound, with a leak",
     source="this project",
-    statement=r"""With the leak $v^2 = g^T F g$ and $k_2 = \sup_{\|u\| = 1} \|u^T \nabla^2 \ell g\|_{L^2}$, for every
-$d$ with $\lambda_d > 0$
-$\gamma_* \ge \gamma - \frac{L_F \|g\|^2}{\sqrt{\lambda_d}} - v \left( \|s \cdot g\|_\infty +
-\frac{k_2}{\sqrt{\lambda_d}} \right).$""",
+    statement=r"""With the leak $v^2 = g^T F g$, for every $d$ with $\lambda_d > 0$
+$\gamma_* \ge \gamma - \frac{L_F \|g\|^2}{\sqrt{\lambda_d}} - \kappa v, \quad \kappa = \sup_{\|u\| = 1} \|u^T
+(FP)^{+1/2} (\nabla^2 \ell + s s^T) g\|_{L^2} \le \|s \cdot g\|_\infty + \frac{k_2}{\sqrt{\lambda_d}}, \quad k_2 =
+\sup_{\|u\| = 1} \|u^T \nabla^2 \ell g\|_{L^2}.$
+The factor 1 of $\kappa v$ is the best.""",
     hypotheses=(
         "the hypotheses of Q1 but for $F g = 0$",
-        r"$s \cdot g$ bounded (finite sets of prompts and responses)",
+        r"$\kappa$ finite; $s \cdot g$ bounded for the last bound (finite sets of prompts and responses)",
     ),
     verdict=Verdict.HOLDS,
     why="Q3 is continuous in the leak",
     derivation=r"""The derivative of $F$ in Q3's proof gives $\mathbb{E}[s \ell''] = F H g + DF[g] g -
-\mathbb{E}[\nabla^2 \ell g (s \cdot g)] - \mathbb{E}[(s \cdot g)^2 s]$. Apply $(FP)^{+1/2} P$. The third term is at most
-$\sup_u \mathbb{E}[(u^T \nabla^2 \ell g)(s \cdot g)]/\sqrt{\lambda_d} \le k_2 v/\sqrt{\lambda_d}$ by Cauchy and
-Schwarz. The last is the projection of $(s \cdot g)^2$ on orthonormal functions, at most $\|(s \cdot g)^2\|_{L^2} \le
-\|s \cdot g\|_\infty v$. The first two are as in Q3.""",
-    evidence=r"""The cases of Q3 with a part of $g$ outside the kernel of $F$, from $10^{-6}$ to all of it. $k_2$ is
-the square root of the largest eigenvalue of $\mathbb{E}[\nabla^2 \ell g g^T \nabla^2 \ell]$. Tight at $v = 0$; the
-factor of $v$ is not claimed to be the best.""",
+\mathbb{E}[\nabla^2 \ell g (s \cdot g)] - \mathbb{E}[(s \cdot g)^2 s]$. Apply $(FP)^{+1/2} P$. The last two terms are
+$-\mathbb{E}[w (s \cdot g)]$ with the vector $w = (FP)^{+1/2} (\nabla^2 \ell + s s^T) g$, and for a unit $u$,
+$\mathbb{E}[(u \cdot w)(s \cdot g)] \le \|u \cdot w\|_{L^2} v \le \kappa v$ by Cauchy and Schwarz. The first two are as
+in Q3. For the bound on $\kappa$, $x = (FP)^{+1/2} u$ has $\|x\| \le 1/\sqrt{\lambda_d}$ and $\|s \cdot x\|_{L^2} \le
+1$, so $\|x^T \nabla^2 \ell g\|_{L^2} \le k_2/\sqrt{\lambda_d}$ and $\|(s \cdot x)(s \cdot g)\|_{L^2} \le \|s \cdot
+g\|_\infty$.
+
+Best: two responses, the first with the probability $p$ and the logit $x - (1 - 2p) x^2/4$, one parameter, $g = H = 1$.
+Then $F = p (1-p)$, $DF = 0$, $\gamma = v = \sqrt{F}$, $\gamma_* = \sqrt{F (1/4 + 2p)}$, $\kappa = \frac{1}{2} - p$, and
+$\gamma - \kappa v - \gamma_* = (\frac{1}{2} + p - \sqrt{1/4 + 2p}) v = -(p + O(p^2)) v$.""",
+    evidence=r"""The cases of Q3 with a part of $g$ outside the kernel of $F$, from $10^{-6}$ to all of it, and the two
+responses of the proof with $p$ from $10^{-12}$ to $1/2$, on which the bound without the leak term fails. $\kappa$ is
+the largest singular value of the whitened $(\nabla^2 \ell + s s^T) g$ over the outcomes. Tight at $v = 0$ on the tight
+family, and as $p \to 0$ with $\kappa v = \gamma/2$.""",
     check=_check_leaky,
     build=build_coupled,
-    parameters=(*_PARAMETERS, Parameter("leak", 1e-6, 1.0, "log")),
-    boundary=_BOUNDARY,
+    parameters=(Parameter("kind", 0, 3), *_PARAMETERS[1:], Parameter("leak", 1e-6, 1.0, "log")),
+    boundary=(
+        *_BOUNDARY,
+        Example(
+            "rare response with a leak",
+            r"""Two responses, one with probability $10^{-13}$, and $\gamma = v$: $\gamma_*$ is half of it, and so is
+$\kappa v$.""",
+            lambda: rare_response(1e-13, 1.0, 1.0, 1.0),
+        ),
+    ),
     tightness=1e-12,
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from theory.ledger import lora, optimizers, projections, sign_step
+from theory.ledger import lora, optimizers, projections, sign_step, tracked
 
-CLAIMS = (*optimizers.CLAIMS, *sign_step.CLAIMS, *lora.CLAIMS, *projections.CLAIMS)
+_SECTIONS = (optimizers, sign_step, lora, projections, tracked)
+CLAIMS = tuple(sorted((claim for section in _SECTIONS for claim in section.CLAIMS), key=lambda claim: claim.key))

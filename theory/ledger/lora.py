@@ -9,11 +9,11 @@ from fractions import Fraction
 
 import numpy as np
 
-from theory.ledger.claim import Claim, Parameter, Slack, Verdict, equal, worst
-from theory.ledger.facts import EXACT
+from theory.ledger.claim import Claim, Parameter, Slack, Verdict, equal, exact, worst
 from theory.ledger.maps import PolynomialMap
 from theory.ledger.paths import steps
 from theory.ledger.scenarios import Coefficients
+from theory.ledger.skills import SoftmaxSkill
 from theory.series import Series, contract, integral_curve
 
 
@@ -29,6 +29,7 @@ class Adapter:
         count: steps of gradient descent.
         axes: orthonormal columns in R^3 for the mean over random A of as many rows; the first is w.
         subspace: k, the next columns.
+        skill: softmax, over the entries of ``W - W0``, whose Fisher matrix does not see the adapter's velocity.
     """
 
     loss: PolynomialMap
@@ -38,6 +39,7 @@ class Adapter:
     count: int
     axes: np.ndarray
     subspace: int
+    skill: SoftmaxSkill
 
     @property
     def gradient(self) -> np.ndarray:
@@ -83,29 +85,37 @@ class Adapter:
 
 
 def _build(rng: np.random.Generator, outputs: int, inputs: int, rank: int, count: int, subspace: int) -> Adapter:
-    make = Coefficients(rng, exact=True)
+    make, size = Coefficients(rng, exact=True), outputs * inputs
+    loss, rows = make.map(1, size), make.tensor(rank, inputs)
+    skill = make.softmax(size, 1, 3)
+    assert isinstance(skill.logits, PolynomialMap)
+    seen = (loss.linear[0].reshape(outputs, inputs) @ rows.T @ rows).ravel()
+    if np.any(seen != 0):
+        skill.logits.linear[:] -= np.multiply.outer(skill.logits.linear @ seen, seen) / (seen @ seen)
     return Adapter(
-        loss=make.map(1, outputs * inputs),
-        rows=make.tensor(rank, inputs),
+        loss=loss,
+        rows=rows,
         scale=Fraction(int(rng.integers(1, 7)), int(rng.integers(1, 4))),
         outputs=outputs,
         count=count,
         axes=np.linalg.qr(rng.standard_normal((3, 3)))[0],
         subspace=subspace,
+        skill=skill,
     )
 
 
 def _check_flow(case: Adapter) -> Slack:
-    change = case.product(integral_curve(case.field, case.start, 3))
+    change = case.product(integral_curve(case.field, case.start, 4))
     filtered = -(case.scale**2) * case.filter  # the preconditioner, with the sign of descent
     plain = integral_curve(
-        lambda point: (case.loss_gradient(point) @ filtered).reshape(len(point), -1), case.loss.origin, 3
+        lambda point: (case.loss_gradient(point) @ filtered).reshape(len(point), -1), case.loss.origin, 4
     ).reshape(change.shape)
     g, pi, c = case.gradient, case.filter, case.scale
     turn = -(c**4) * (3 * g @ pi @ g.T @ g + g @ g.T @ g @ pi)
     second = c**4 * case.hessian(g @ pi) @ pi
     expected = np.stack([change[0] * 0, -(c**2) * g @ pi, second / 2, plain[3] + turn / 6])
-    return equal(change, expected, 0.0, EXACT, part="flow")
+    losses = [case.skill.utility_loss_along(path.reshape(len(path), -1)) for path in (change, plain)]
+    return worst(exact(change[:4], expected, part="flow"), exact(*losses, part="utility loss"))
 
 
 def _check_steps(case: Adapter) -> Slack:
@@ -113,7 +123,7 @@ def _check_steps(case: Adapter) -> Slack:
     g, pi, c, count = case.gradient, case.filter, case.scale, case.count
     bend = Fraction(count * (count - 1), 2) * c**4
     expected = np.stack([-count * c**2 * g @ pi, bend * case.hessian(g @ pi) @ pi])
-    return equal(change[1:], expected, 0.0, EXACT, part="descent")
+    return exact(change[1:], expected, part="descent")
 
 
 def input_energies(rank: int, axes: np.ndarray) -> np.ndarray:
@@ -174,7 +184,8 @@ a unit $w$ put $y = A_0 w$. Along $w$, $\Pi w$ has the component $|y|^2$, with m
 $u \perp w$ it is $y \cdot A_0 u$, normal with variance $|y|^2$ given $y$, with mean square $r$. In total $r (r + 2) +
 (m - 1) r = r (m + r + 1)$.""",
     evidence="""The flow of (A, B) as an exact power series to the third order against the formulas, with the
-preconditioned flow's own series; up to four steps of descent as series in the step size. The shares as exact sums
+preconditioned flow's own series; the utility loss of both up to the fourth power, for a softmax skill over the entries
+of W with $F v = 0$; up to four steps of descent as series in the step size. The shares as exact sums
 over Gauss-Hermite nodes for every entry of A, with m = 3 inputs and r = 1, 2.""",
     check=_check,
     build=_build,

@@ -74,6 +74,10 @@ class PolynomialMap:
         """The map times a number of its own scalars."""
         return PolynomialMap(self.linear * factor, self.quadratic * factor, self.cubic * factor)
 
+    def in_floats(self) -> PolynomialMap:
+        """The map in float64."""
+        return PolynomialMap(*(part.astype(float) for part in (self.linear, self.quadratic, self.cubic)))
+
     def value_along(self, curve: Series) -> Series:
         """The map along a curve with coefficients (p + 1, n): shape (p + 1, m)."""
         return contract(self._slope(curve, 3), curve)

@@ -10,14 +10,13 @@ from fractions import Fraction
 
 import numpy as np
 
-from theory.ledger.claim import Claim, Parameter, Slack, Verdict, at_least, equal, worst
+from theory.ledger.claim import Claim, Example, Parameter, Slack, Verdict, at_least, exact, worst
 from theory.ledger.coupling import chain
-from theory.ledger.facts import EXACT
-from theory.ledger.maps import PolynomialMap
+from theory.ledger.maps import PolynomialMap, polynomial
 from theory.ledger.paths import sloped, steps
 from theory.ledger.scenarios import Coefficients, Scenario
-from theory.ledger.skills import SoftmaxSkill, fisher_at_base, second_derivatives
-from theory.series import Series, constant, contract, integral_curve, shift
+from theory.ledger.skills import SoftmaxSkill, fisher_at_base, quartic_law
+from theory.series import Series, constant, contract, integral_curve, rational, shift
 
 _SIZES = (Parameter("prompts", 1, 2), Parameter("outcomes", 2, 3), Parameter("dimension", 1, 2))
 _REGULAR = (
@@ -65,11 +64,10 @@ def _descent_slack(case: Descent, reach: int | Fraction, bend: int | Fraction) -
     path = case.path(4)
     expected = np.stack([reach * scenario.velocity, bend * scenario.acceleration])
     # d = eta^2 (bend s.a + reach^2 h / 2)
-    change = second_derivatives(skill, reach * scenario.velocity, 2 * bend * scenario.acceleration)
-    quartic = np.array([0, 0, 0, 0, skill.weights @ change**2 / 8], dtype=object)
+    quartic = quartic_law(skill, reach * scenario.velocity, 2 * bend * scenario.acceleration)
     return worst(
-        equal(path[1:3], expected, 0.0, EXACT, part="displacement"),
-        equal(skill.utility_loss_along(path), quartic, 0.0, EXACT, part="utility loss"),
+        exact(path[1:3], expected, part="displacement"),
+        exact(skill.utility_loss_along(path), quartic, part="utility loss"),
     )
 
 
@@ -141,7 +139,7 @@ def _noise_slack(case: Descent) -> Slack:
     share = sum(a**2 for a in gains(short.weights, case.momentum))
     expected = share * np.trace(fisher_at_base(skill) @ covariance) / 2
     predicted = np.array([0, 0, expected], dtype=object)
-    return equal(sum(losses) / len(losses), predicted, 0.0, EXACT, part="noise")
+    return exact(sum(losses) / len(losses), predicted, part="noise")
 
 
 _E2 = Claim(
@@ -182,6 +180,8 @@ class UpdateField:
         metric: M at the base point, shape (n, n).
         slope: ``M(theta) - M(theta*)``, a map to R^(n n).
         drift: N, shape (n, n).
+        base: ``theta*`` itself, shape (n,), which weight decay pulls on.
+        decay: the rate of the weight decay.
     """
 
     skill: SoftmaxSkill
@@ -189,6 +189,8 @@ class UpdateField:
     metric: np.ndarray
     slope: PolynomialMap
     drift: np.ndarray
+    base: np.ndarray
+    decay: Fraction
 
     def field(self, point: Series) -> Series:
         """The update at a series of points, whose variable is the time."""
@@ -196,6 +198,10 @@ class UpdateField:
         changed = self.slope.value_along(point).reshape(order + 1, *self.metric.shape)
         matrix = constant(self.metric, order) + changed + shift(constant(self.drift, order))
         return -contract(matrix, self.loss.jacobian_along(point)[:, 0])
+
+    def decayed(self, point: Series) -> Series:
+        """The update with weight decay, ``-decay theta``."""
+        return self.field(point) - self.decay * (constant(self.base, len(point) - 1) + point)
 
 
 def _build_field(rng: np.random.Generator, prompts: int, outcomes: int, dimension: int) -> UpdateField:
@@ -207,7 +213,21 @@ def _build_field(rng: np.random.Generator, prompts: int, outcomes: int, dimensio
     skill = make.softmax(n, prompts, outcomes, kernel=1)
     assert isinstance(skill.logits, PolynomialMap)
     skill.logits.linear[0, 0] += 13  # so that F is not 0: entries differ by at most 12
-    return UpdateField(skill, loss, metric, make.map(n * n, n, 2), make.tensor(n, n))
+    decay = Fraction(int(rng.integers(1, 9)), 10)
+    return UpdateField(skill, loss, metric, make.map(n * n, n, 2), make.tensor(n, n), make.tensor(n), decay)
+
+
+def opposed_field() -> UpdateField:
+    """A fair coin with the logit ``y + x^2``, moved by the gradient of ``-x + 3 x y`` along x.
+
+    ``F a = -3/4 e_y``, and ``DF[v] v = e_y/2`` takes from it as much as the norm of ``DF[v]`` allows.
+    """
+    linear, bend = rational([[0, 1], [0, 0]]), rational([[[2, 0], [0, 0]], [[0, 0], [0, 0]]])
+    skill = SoftmaxSkill(rational([1]), rational([[1, 1]]) / 2, polynomial(linear, bend))
+    loss = polynomial(rational([[-1, 0]]), rational([[[0, 3], [3, 0]]]))
+    unit = rational([[1, 0], [0, 1]])
+    slope = polynomial(rational([[0, 0]] * 4))
+    return UpdateField(skill, loss, unit, slope, 0 * unit, rational([0, 1]), Fraction(1))
 
 
 def _check_field(case: UpdateField) -> Slack:
@@ -216,16 +236,23 @@ def _check_field(case: UpdateField) -> Slack:
     turn = (case.slope.linear @ moved).reshape(case.metric.shape)
     acceleration = case.metric @ hessian @ moved + (turn - case.drift) @ gradient
     path = integral_curve(case.field, case.loss.origin, 4)
-    change = second_derivatives(skill, -moved, acceleration)
-    predicted = np.array([0, 0, 0, 0, skill.weights @ change**2 / 8], dtype=object)
     numbers = chain(skill, -moved, acceleration, 1)
     bound = numbers.coupling - numbers.lipschitz / math.sqrt(numbers.sharpness)
     reason = "rounding of the estimator"
     return worst(
-        equal(2 * path[2], acceleration, 0.0, EXACT, part="acceleration"),
-        equal(skill.utility_loss_along(path), predicted, 0.0, EXACT, part="utility loss"),
+        exact(2 * path[2], acceleration, part="acceleration"),
+        exact(skill.utility_loss_along(path), quartic_law(skill, -moved, acceleration), part="utility loss"),
         at_least(numbers.onset, bound, 1e-9, reason, scale=numbers.scale, part="coupling"),
+        _decay_slack(case),
     )
+
+
+def _decay_slack(case: UpdateField) -> Slack:
+    """With weight decay the loss starts at ``decay^2 theta*^T F theta* t^2/2``."""
+    path = integral_curve(case.decayed, case.loss.origin, 2)
+    leak_square = case.decay**2 * (case.base @ fisher_at_base(case.skill) @ case.base)
+    predicted = np.array([0, 0, leak_square / 2], dtype=object)
+    return exact(case.skill.utility_loss_along(path), predicted, part="weight decay")
 
 
 _E3 = Claim(
@@ -235,20 +262,31 @@ _E3 = Claim(
     statement=r"""For $\theta' = v(\theta, t)$ with $F v = 0$ at the start, $\Delta u = \gamma_*^2 t^4/8 + O(t^5)$ with
 $\gamma_*^2 = \mathbb{E}[(s \cdot a + v^T \nabla^2 \ell v)^2]$ and $a = \partial_t v + (Dv) v$. For $v = -M(\theta)
 \nabla L$, $a = M H M g + DM[M g] g$. The condition is $F v = 0$, not $F g = 0$. For every $d$ with $\lambda_d > 0$,
-$\gamma_* \ge \|F^{1/2} P a\| - L_F \|v\|^2/\sqrt{\lambda_d}$.""",
+$\gamma_* \ge \|F^{1/2} P a\| - L_F \|v\|^2/\sqrt{\lambda_d}$.
+Weight decay, a term $-w \theta$ more in $v$, leaks where $F \theta^* \ne 0$: then $\Delta u = \frac{w^2}{2}
+\theta^{*T} F \theta^*\, t^2 + O(t^3)$.""",
     hypotheses=(*_REGULAR, "$v$ is $C^2$", "$F v = 0$ at the start"),
     verdict=Verdict.HOLDS,
     why="the law needs the velocity and acceleration of the update, whatever the optimiser",
     derivation=r"""$\theta'' = \partial_t v + (Dv) \theta' = a$. For $v = -M \nabla L$ with no explicit time,
 $(Dv) v = -DM[v] g - M H v = DM[M g] g + M H M g$. From $F v = 0$, $\ell' = s \cdot v = 0$ almost surely, and F3 with
 $k = 2$ gives the loss. The bound is Q3's, whose proof uses only $s \cdot v = 0$ and $\mathbb{E}[s \ell''] = F a +
-DF[v] v$.""",
+DF[v] v$. Weight decay adds $-w \theta^*$ to the velocity at the start, so $\ell' = -w s \cdot \theta^*$, and F3 with
+$k = 1$ gives its loss.""",
     evidence="""Random matrices M(theta) + t N, not symmetric, with M g in the kernel of F but g outside it: the
 series of the path and of the utility loss over fractions, with no tolerance; the bound from the estimator's
-coupling.""",
+coupling. The same fields with weight decay about a random base point, to second order.""",
     check=_check_field,
     build=_build_field,
     parameters=_SIZES,
+    boundary=(
+        Example(
+            "curvature against acceleration",
+            r"""A fair coin with logit $y + x^2$, loss $-x + 3 x y$: $\|F^{1/2} P a\| = 3/2$, $\|DF[v]\|
+\|v\|/\sqrt{\lambda} = 1$, and $\gamma_* = 1/2$ is their difference.""",
+            opposed_field,
+        ),
+    ),
 )
 
 CLAIMS = (_E1, _E2, _E3)

@@ -166,8 +166,7 @@ QUADRATIC_FORM = Claim(
         "Assumption 1.",
         r"Added (R1): $\pi_{\theta^*}(y|x) > 0$ for every answer that $\pi_\theta$ can give near $\theta^*$.",
         r"""Added (R2): $\log \pi_\theta$ is three times differentiable, with third derivatives and scores dominated
-by an"""
-        "integrable envelope (automatic for finitely many answers under R1).",
+by an integrable envelope (automatic for finitely many answers under R1).""",
     ),
     verdict=Verdict.CORRECTED,
     why="the norm is misprinted; false where new answers appear or third derivatives are not summable",

@@ -7,13 +7,12 @@ from fractions import Fraction
 
 import numpy as np
 
-from theory.ledger.claim import Claim, Example, Parameter, Slack, Verdict, at_least, equal, worst
+from theory.ledger.claim import Claim, Example, Parameter, Slack, Verdict, at_least, equal, exact, worst
 from theory.ledger.maps import PolynomialMap, polynomial
 from theory.ledger.scenarios import Coefficients, Scenario, integrate, limit_at_zero, quadratic_loss
 from theory.ledger.skills import GaussianSkill
 from theory.series import rational
 
-_EXACT = "both sides are exact fractions"
 _SCALE = Parameter("scale", 1e-6, 1e6, "log")
 
 
@@ -33,10 +32,10 @@ def _constant_fisher_law(scenario: Scenario) -> Slack:
     utility = skill.utility_loss_along(curve)
     bent = scenario.acceleration @ fisher @ scenario.acceleration
     return worst(
-        equal(skill.fisher(curve[1]), fisher, 0.0, _EXACT, part="constant Fisher matrix"),
-        equal(2 * curve[2], scenario.acceleration, 0.0, _EXACT, part="curvature of the path"),
-        equal(utility[:4], 0 * utility[:4], 0.0, _EXACT, part="quartic onset"),
-        equal(8 * utility[4], bent, 0.0, _EXACT, part="onset coefficient"),
+        exact(skill.fisher(curve[1]), fisher, part="constant Fisher matrix"),
+        exact(2 * curve[2], scenario.acceleration, part="curvature of the path"),
+        exact(utility[:4], 0 * utility[:4], part="quartic onset"),
+        exact(8 * utility[4], bent, part="onset coefficient"),
     )
 
 

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from theory import onset
-from theory.ledger.claim import Claim, Example, Parameter, Slack, Verdict, at_least, equal, worst
+from theory.ledger.claim import Claim, Example, Parameter, Slack, Verdict, at_least, equal, exact, worst
 from theory.spectra import effective_rank, participation_ratio, without_rounding
 from theory.statistics import ScoreStatistics
 
@@ -197,7 +197,6 @@ def _build_projected(rng: np.random.Generator, dimension: int, rows: int, sample
     return Projected(scores, update, min(rows, 12 // dimension))
 
 
-_same = partial(equal, tolerance=0.0, reason="integer arithmetic: no rounding")
 _same_leak = partial(equal, tolerance=1e-14, reason="a sum of rounded squares")
 
 
@@ -205,13 +204,13 @@ def _check_72(case: Projected) -> Slack:
     update = case.update.astype(np.float64)
     stats = ScoreStatistics.from_scores(case.scores.astype(np.float64), update, update)
     return worst(
-        _same(case.mean_projected_score(), case.expected_score()),
+        exact(case.mean_projected_score(), case.expected_score()),
         _same_leak(onset.leak(stats) ** 2, float(case.exact_score()), part="leak"),
     )
 
 
 def _printed_72(case: Projected) -> Slack:
-    return _same(case.mean_projected_score(), case.exact_score())
+    return exact(case.mean_projected_score(), case.exact_score())
 
 
 def _orthogonal() -> Projected:

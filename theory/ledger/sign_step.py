@@ -9,8 +9,6 @@ import numpy as np
 
 from theory.ledger.claim import Claim, Example, Parameter, Slack, Verdict, at_least, equal, worst
 
-_CHANCE = 1 - 2 / math.pi
-
 
 @dataclass(frozen=True, eq=False)
 class SignStep:
@@ -67,8 +65,12 @@ def _orthonormal(rng: np.random.Generator, rows: int, columns: int) -> np.ndarra
     return np.asarray(np.linalg.qr(rng.standard_normal((rows, columns)))[0])
 
 
-def _build(rng: np.random.Generator, size: int, dimension: int, rank: int) -> SignStep:
-    return SignStep(_orthonormal(rng, size, 2).T, _orthonormal(rng, dimension, rank))
+def _build(rng: np.random.Generator, size: int, dimension: int, rank: int, dominant: int, rest: float) -> SignStep:
+    """Where ``dominant`` is not 0, all coordinates of the subspace but so many are reduced by the factor ``rest``."""
+    plane, spread = _orthonormal(rng, size, 2).T, rng.standard_normal((dimension, rank))
+    if dominant:
+        spread[dominant:] *= rest
+    return SignStep(plane, np.asarray(np.linalg.qr(spread)[0]))
 
 
 def _check(case: SignStep) -> Slack:
@@ -84,9 +86,9 @@ def _check(case: SignStep) -> Slack:
     projector = basis @ basis.T
     share = sign_energy(projector) / rank
     diagonal = np.diagonal(projector)
-    most = _CHANCE + 2 / math.pi * (diagonal @ diagonal) / rank
-    largest = diagonal.max() / (1 - diagonal.max())
-    least = 1 - 2 / math.pi * (1 + (math.pi / 2 - 1) * min(largest, 1.0) ** 2) / (1 - diagonal.max())
+    apart = 2 / math.pi * (1 - diagonal @ diagonal / rank)
+    bound = min(diagonal.max() / (1 - diagonal.max()), 1.0)
+    most, least = 1 - apart, 1 - apart * (1 + (math.pi / 2 - 1) * bound**2) / (1 - diagonal.max())
     reason = "rounding of the projector"
     return worst(
         exact,
@@ -95,8 +97,9 @@ def _check(case: SignStep) -> Slack:
     )
 
 
-def _even_subspace() -> SignStep:
-    return SignStep(_orthonormal(np.random.default_rng(0), 5, 2).T, np.full((1000, 1), 1000**-0.5))
+def even_subspace(size: int) -> SignStep:
+    """The direction whose coordinates are equal."""
+    return SignStep(_orthonormal(np.random.default_rng(0), 5, 2).T, np.full((size, 1), size**-0.5))
 
 
 _E4 = Claim(
@@ -108,10 +111,11 @@ Even if $P g = 0$, $P v$ is not 0. For $g$ standard normal, projected off the ra
 covariance $I - P$),
 $\mathbb{E} \|P\, \mathrm{sign}(g)\|^2 = \frac{2}{\pi} \sum_{ij} P_{ij} \arcsin \rho_{ij}, \quad \rho_{ij} =
 \frac{(I - P)_{ij}}{\sqrt{(1 - P_{ii})(1 - P_{jj})}}.$
-With $p = \max_i P_{ii}$ and $q = \min(p/(1-p), 1)$, as a share of the $d$ of a random sign vector, this lies between
-$1 - \frac{2}{\pi} \frac{1 + (\pi/2 - 1) q^2}{1 - p}$ and $1 - \frac{2}{\pi} + \frac{2}{\pi d} \sum_i P_{ii}^2$: for a
-subspace that is spread over many coordinates, $1 - 2/\pi = 36\%$ of what a random direction has, however well the
-gradient avoids it.""",
+With $p = \max_i P_{ii}$, $q = \min(p/(1-p), 1)$ and $S = \frac{1}{d} \sum_i P_{ii}^2 \le p$, as a share of the $d$ of a
+random sign vector, this lies between
+$1 - \frac{2}{\pi} \frac{1 + (\pi/2 - 1) q^2}{1 - p} (1 - S)$ and $1 - \frac{2}{\pi} (1 - S)$: for a subspace that is
+spread over many coordinates, $1 - 2/\pi = 36\%$ of what a random direction has, however well the gradient avoids
+it.""",
     hypotheses=(
         r"$g$ normal with mean 0 and covariance $I - P$, $P$ an orthogonal projector of rank $d$, all $P_{ii} < 1$",
         "Adam's constant in the denominator negligible",
@@ -121,21 +125,33 @@ gradient avoids it.""",
     derivation=r"""Adam's first step is $-\eta\, \hat m/\sqrt{\hat v} = -\eta\, g/|g|$ in each coordinate, which is
 locally constant. For a centred normal pair with correlation $\rho$, $\mathbb{E}[\mathrm{sign}\, \mathrm{sign}] =
 \frac{2}{\pi} \arcsin \rho$ (Sheppard). Sum against $P_{ij}$. The diagonal gives $d$. Off it $\rho_{ij}$ has the sign
-of $-P_{ij}$, $|\arcsin \rho_{ij}| \ge |\rho_{ij}| \ge |P_{ij}|$, and $\sum_{i \ne j} P_{ij}^2 = d - \sum_i P_{ii}^2$,
-which is the upper bound. For the lower one $|P_{ij}| \le p$, so $|\rho_{ij}| \le q$ and $|\rho_{ij}| \le
+of $-P_{ij}$, $|\arcsin \rho_{ij}| \ge |\rho_{ij}| \ge |P_{ij}|$, and $\sum_{i \ne j} P_{ij}^2 = d - \sum_i P_{ii}^2 =
+d (1 - S)$, which is the upper bound. For the lower one $|P_{ij}| \le p$, so $|\rho_{ij}| \le q$ and $|\rho_{ij}| \le
 |P_{ij}|/(1-p)$; $\arcsin x \le x + (\pi/2 - 1) x^3$ on $[0, 1]$, because $(\arcsin x - x)/x^3$ increases to $\pi/2 -
-1$; and $\sum_{i \ne j} P_{ij}^2 \le d$.""",
+1$; and the same sum.""",
     evidence="""Gradients in random planes of R^3 to R^8: their signs are constant on arcs, so that the mean is an
-exact finite sum, and agrees with the arcsine law. The bounds on subspaces of 1 to 4 of 8 to 64 dimensions; both tend
-to 1 - 2/pi on the direction with equal coordinates.""",
+exact finite sum, and agrees with the arcsine law. The bounds on subspaces of 1 to 4 of 8 to 64 dimensions, spread out
+or with up to three dominant coordinates; both tend to 1 - 2/pi on the direction with many equal coordinates, and the
+lower one is reached at p = 1/2 on that with two.""",
     check=_check,
     build=_build,
-    parameters=(Parameter("size", 3, 8), Parameter("dimension", 8, 64), Parameter("rank", 1, 4)),
+    parameters=(
+        Parameter("size", 3, 8),
+        Parameter("dimension", 8, 64),
+        Parameter("rank", 1, 4),
+        Parameter("dominant", 0, 3),
+        Parameter("rest", 1e-2, 1.0, "log"),
+    ),
     boundary=(
         Example(
             "equal coordinates",
             r"$P$ projects on $(1, \ldots, 1)/\sqrt{n}$ with $n = 1000$: both bounds are within $1/n$ of the share.",
-            _even_subspace,
+            lambda: even_subspace(1000),
+        ),
+        Example(
+            "two coordinates",
+            r"$P$ projects on $(1, 1)/\sqrt{2}$: the signs of $g$ are opposite, the share and the lower bound are 0.",
+            lambda: even_subspace(2),
         ),
     ),
     tightness=1e-3,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -69,6 +69,23 @@ def second_derivatives(skill: Skill, velocity: np.ndarray, acceleration: np.ndar
     return skill.scores() @ acceleration + skill.log_hessians() @ velocity @ velocity
 
 
+def quartic_law(skill: Skill, velocity: np.ndarray, acceleration: np.ndarray) -> np.ndarray:
+    """Coefficients of the utility loss up to t^4 where ``s.v = 0``: zeros and ``E[(l'')^2] / 8``, shape (5,)."""
+    onset_square = skill.weights @ second_derivatives(skill, velocity, acceleration) ** 2
+    return np.array([0, 0, 0, 0, onset_square / 8], dtype=object)
+
+
+def cubic_moment(weights: np.ndarray, first: np.ndarray, second: np.ndarray) -> Any:
+    """``E[l' l''] / 2 + E[(l')^3] / 6``, the coefficient of t^3 in the utility loss, in the scalars of the outcomes.
+
+    Args:
+        weights: probabilities of the outcomes, shape (N,).
+        first: l' of every outcome, shape (N,).
+        second: l'' of every outcome, shape (N,).
+    """
+    return weights @ (first * second / 2 + first**3 / 6)
+
+
 def fisher_at_base(skill: Skill) -> np.ndarray:
     """``F = E[s s^T]`` at the base point as a sum over outcomes, shape (n, n), in the skill's own scalars."""
     scores = skill.scores()
@@ -113,6 +130,12 @@ class SoftmaxSkill:
     def weights(self) -> np.ndarray:
         """Probabilities of prompt and outcome, shape (X K,)."""
         return (self.prompts[:, None] * self.base).ravel()
+
+    def in_floats(self) -> SoftmaxSkill:
+        """The skill in float64; its logits must be polynomial."""
+        if not isinstance(self.logits, PolynomialMap):
+            raise ValueError("a skill is put in float64 here only if its logits are polynomial")
+        return SoftmaxSkill(self.prompts.astype(float), self.base.astype(float), self.logits.in_floats())
 
     def scores(self) -> np.ndarray:
         """``A - E A`` with the Jacobian A of the logits, shape (X K, n)."""

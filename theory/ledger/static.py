@@ -11,12 +11,11 @@ from functools import partial
 
 import numpy as np
 
-from theory.ledger.claim import Slack, at_least, equal
+from theory.ledger.claim import Slack, at_least, exact
 from theory.ledger.maps import PolynomialMap
-from theory.ledger.skills import SoftmaxSkill, fisher_at_base
+from theory.ledger.skills import SoftmaxSkill, cubic_moment, fisher_at_base
 from theory.series import Series, constant, logarithm, zeros
 
-_same = partial(equal, tolerance=0.0, reason="rational arithmetic: no rounding")
 _bounded = partial(
     at_least,
     tolerance=1e-9,
@@ -63,18 +62,18 @@ class SoftmaxLine:
         """``E[(s.D) D^T Hess(l) D] / 2 + E[(s.D)^3] / 6``."""
         first = self.skill.scores() @ self.direction
         second = self.skill.log_hessians() @ self.direction @ self.direction
-        return self.skill.weights @ (first * second / 2 + first**3 / 6)
+        return cubic_moment(self.skill.weights, first, second)
 
     def expansion(self) -> Slack:
         """The utility loss to third order: the Fisher form, the mass outside the support, the cubic."""
         extra, extra_cubic = self.off_terms()
         truth = zeros((_ORDER + 1,), self.direction)
         truth[2], truth[3] = self.quadratic() + extra, self.cubic() + extra_cubic
-        return _same(self.loss_series(), truth)
+        return exact(self.loss_series(), truth)
 
     def printed(self) -> Slack:
         """The quadratic coefficient is ``D^T F D / 2``."""
-        return _same(self.loss_series()[2], self.quadratic())
+        return exact(self.loss_series()[2], self.quadratic())
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from math import e
 import numpy as np
 
 from theory import onset
-from theory.ledger.claim import Claim, Example, Parameter, Slack, Verdict, at_least, equal, worst
-from theory.ledger.facts import EXACT, SKILL_SIZES, TimedCurve, build_timed, largest_third_derivative
+from theory.ledger.claim import Claim, Example, Parameter, Slack, Verdict, at_least, equal, exact, worst
+from theory.ledger.facts import SKILL_SIZES, TimedCurve, build_timed, largest_third_derivative
 from theory.ledger.maps import PolynomialMap, polynomial
 from theory.ledger.paths import flattened, sloped
 from theory.ledger.scenarios import Coefficients, Scenario
-from theory.ledger.skills import SoftmaxSkill, fisher_at_base, second_derivatives
+from theory.ledger.skills import SoftmaxSkill, fisher_at_base, quartic_law, second_derivatives
 
 _REGULAR = (
     r"Assumption 1, with $\pi_{\theta^*}(y|x) > 0$ for every response that $\pi_\theta$ can give",
@@ -30,9 +30,9 @@ def _check_law(case: Scenario) -> Slack:
     assert isinstance(skill, SoftmaxSkill)
     change = skill.log_ratios_along(case.series(5))
     second, third = second_derivatives(skill, case.velocity, case.acceleration), 6 * change[3]
-    fourth, fifth = skill.weights @ second**2 / 8, skill.weights @ (second * third) / 12
-    predicted = np.array([0, 0, 0, 0, fourth, fifth], dtype=object)
-    return equal(-change @ skill.weights, predicted, 0.0, EXACT)
+    fifth = skill.weights @ (second * third) / 12
+    predicted = np.append(quartic_law(skill, case.velocity, case.acceleration), fifth)
+    return exact(-change @ skill.weights, predicted)
 
 
 def _build_kernel(rng: np.random.Generator, prompts: int, outcomes: int, dimension: int, kernel: int) -> Scenario:
@@ -189,7 +189,7 @@ def _check_log_linear(case: Scenario) -> Slack:
     squares = (skill.scores() @ v).reshape(skill.base.shape) ** 2
     variance = (skill.base * squares).sum(axis=1, keepdims=True) + squares * 0
     curvature = skill.log_hessians() @ v @ v
-    bent = equal(curvature, -variance.ravel(), 0.0, EXACT, part="curvature of a log-linear skill")
+    bent = exact(curvature, -variance.ravel(), part="curvature of a log-linear skill")
     if np.any(squares != 0):
         return bent
     coupling = a @ fisher_at_base(skill) @ a  # gamma^2 where the tail is 0
@@ -197,7 +197,7 @@ def _check_log_linear(case: Scenario) -> Slack:
     reason = "rounding of the eigenvectors, for coefficients of size 1"
     return worst(
         bent,
-        equal(loss[4], coupling / 8, 0.0, EXACT, part="quartic coefficient"),
+        exact(loss[4], coupling / 8, part="quartic coefficient"),
         equal(case.estimate.coupling**2, float(coupling), 1e-9, reason, scale=1 + float(coupling), part="coupling"),
     )
 

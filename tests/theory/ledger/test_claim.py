@@ -17,6 +17,7 @@ from theory.ledger.claim import (
     check_claim,
     check_point,
     equal,
+    exact,
     worst,
 )
 from theory.series import rational
@@ -47,6 +48,17 @@ def test_fractions_are_compared_exactly() -> None:
     tiny = equal(third, third + Fraction(1, 10**40), 0.0, "")
     assert not tiny.holds
     assert tiny.value == pytest.approx(-3e-40)
+
+
+def test_a_difference_that_underflows_is_still_a_difference() -> None:
+    half, tiny = Fraction(1, 2), Fraction(1, 10**400)
+    for slack in (equal(half, half + tiny, 0.0, ""), at_least(half - tiny, half, 0.0, ""), exact(half + tiny, half)):
+        assert slack.value == -math.ulp(0.0)
+        assert not slack.holds
+    more = at_least(half + tiny, half, 0.0, "")
+    assert more.value == math.ulp(0.0)
+    assert more.holds
+    assert exact(half, Fraction(2, 4), part="p") == Slack(0.0, 0.0, "exact arithmetic: no rounding", "p")
 
 
 def test_at_least_is_signed() -> None:
@@ -127,3 +139,11 @@ def test_a_check_needs_an_example() -> None:
 
 def test_verdicts_have_words() -> None:
     assert [verdict.words for verdict in Verdict] == ["holds", "holds after correction", "refuted", "vacuous"]
+
+
+@pytest.mark.parametrize(
+    "broken", [(0.0, -1e-9, "why", ""), (0.0, math.nan, "why", ""), (0.0, 0.0, None, ""), (0.0, 0.0, "why", None)]
+)
+def test_a_slack_needs_a_tolerance_and_a_reason(broken) -> None:
+    with pytest.raises((ValueError, TypeError)):  # a TypeError where types are checked at run time
+        Slack(*broken)

@@ -11,10 +11,19 @@ import pytest
 from scipy.special import rel_entr
 
 from theory import onset
-from theory.ledger.coupling import Coupled, build_coupled, with_spectrum
-from theory.ledger.facts import Contact, Move, TimedCurve, build_timed, divergence, largest_third_derivative
+from theory.ledger import onset_law
+from theory.ledger.coupling import Coupled, build_coupled, rare_response, with_spectrum
+from theory.ledger.facts import (
+    Contact,
+    Move,
+    TimedCurve,
+    build_timed,
+    divergence,
+    largest_third_derivative,
+    rare_change,
+)
 from theory.ledger.maps import polynomial
-from theory.ledger.onset_law import CLAIMS
+from theory.ledger.onset_law import CLAIMS, Leaky
 from theory.ledger.paths import curve, flattened
 from theory.ledger.scenarios import Coefficients, Scenario, tight_family
 from theory.ledger.skills import SoftmaxSkill, fisher_at_base, fisher_derivative, second_derivatives, statistics
@@ -241,13 +250,32 @@ def test_f4_rejects_another_onset_coefficient(factor, part):
 
 
 def test_f4_both_bounds_are_reached():
-    for example, sides in zip(CLAIM["F4"].boundary, ((True, True), (False, True)), strict=True):
+    for example, sides in zip(CLAIM["F4"].boundary, ((True, True), (False, True), (True, False)), strict=True):
         case = example.case()
         drop, rise = max(-case.log_ratios.min(), 0), max(case.log_ratios.max(), 0)
         bounds = onset.finite_time_bounds(case.time, *case.onset, largest_third_derivative(case), drop, rise)
         measured = math.sqrt(2 * onset.utility_loss(case.log_ratios, case.skill.weights))
         close = [bool(abs(measured / max(bound, 1e-300) - 1) < 2e-5) for bound in bounds]
         assert tuple(close) == sides
+
+
+@pytest.mark.parametrize(("change", "part"), [(-0.01, "lower bound"), (-1.0, "lower bound"), (30.0, "upper bound")])
+def test_f4_rejects_other_outer_factors(monkeypatch, change, part):
+    """``1 - D/4`` and ``e^(2 D2/3)`` in the place of ``1 - D/3`` and ``e^D2``."""
+    case, true = rare_change(change, 1e-3), onset.finite_time_bounds
+
+    def sabotaged(*args: float) -> onset.Bounds:
+        bounds, (drop, rise) = true(*args), args[-2:]
+        weaker = math.sqrt((1 - drop / 4) / (1 - drop / 3))
+        return onset.Bounds(bounds.lower * weaker, bounds.upper * math.exp(rise / 3 - rise / 2))
+
+    assert CLAIM["F4"].check(case).holds
+    assert case.log_ratios[0] == pytest.approx(change)
+    assert case.time * largest_third_derivative(case) < 1e-4 * case.onset[1]
+    monkeypatch.setattr(onset, "finite_time_bounds", sabotaged)
+    slack = CLAIM["F4"].check(case)
+    assert (slack.part, slack.holds) == (part, False)
+    assert slack.value < -1e-4
 
 
 def test_f4_cases_move_along_a_parabola_that_starts_near_the_kernel():
@@ -408,13 +436,16 @@ def test_q4_leak_rate_by_search():
     case = build_coupled(np.random.default_rng(2), 0, **KINDS, leak=0.5)
     scenario, c = case.scenario, case.chain
     bent = scenario.skill.log_hessians() @ scenario.velocity
-    u = np.ones(5)
-    for _ in range(500):  # power iteration on E[(Hess l v)(Hess l v)^T]
-        u = (scenario.skill.weights * (bent @ u)) @ bent
-        u /= np.linalg.norm(u)
-    k2 = math.sqrt(scenario.skill.weights @ (bent @ u) ** 2)
-    highest = np.abs(scenario.skill.scores() @ scenario.velocity).max()
-    assert c.leak_rate == pytest.approx(highest + k2 / math.sqrt(c.sharpness), rel=1e-9)
+    speeds = scenario.skill.scores() @ scenario.velocity
+    bent = bent + scenario.skill.scores() * speeds[:, None]  # Hess(pi) v / pi
+    values, vectors = np.linalg.eigh(fisher_at_base(scenario.skill))
+    whitened = bent @ (vectors / np.sqrt(np.maximum(values, 1e-300)))[:, -2:]
+    angles = np.linspace(0, np.pi, 20001)
+    sizes = scenario.skill.weights @ (whitened @ np.stack([np.cos(angles), np.sin(angles)])) ** 2
+    assert c.leak_rate == pytest.approx(math.sqrt(sizes.max()), rel=1e-7)
+    curvature = scenario.skill.log_hessians() @ scenario.velocity
+    k2 = np.linalg.norm(np.sqrt(scenario.skill.weights)[:, None] * curvature, 2)
+    assert c.leak_rate < np.abs(speeds).max() + k2 / math.sqrt(c.sharpness)
     assert c.leak == pytest.approx(onset.leak(scenario.statistics), rel=1e-12)
     assert c.leak > 0.1
 
@@ -484,6 +515,26 @@ def test_q4_rejects():
     assert excused.value == pytest.approx(0.3 / 13.2)
 
 
+@pytest.mark.parametrize("rare", [0.1, 1e-4])
+def test_q4_needs_the_leak_term(rare):
+    """Closed forms of the two responses with DF = 0; without the leak term, or with less of it, the bound fails."""
+    case = rare_response(rare, 1.0, rare * (1 - rare), 1.0)
+    c, v = case.chain, math.sqrt(rare * (1 - rare))
+    assert (c.coupling, c.leak, c.sharpness) == pytest.approx((v, v, v * v))
+    assert (c.onset, c.leak_rate) == pytest.approx((v * math.sqrt(0.25 + 2 * rare), 0.5 - rare))
+    assert c.lipschitz == pytest.approx(0, abs=1e-15)
+    assert CLAIM["Q4"].check(case).value == pytest.approx((math.sqrt(0.25 + 2 * rare) - 0.5 - rare) * v / c.scale)
+    without = CLAIM["Q4"].check(doctored(case, leak=0.0))
+    assert without.value == pytest.approx((math.sqrt(0.25 + 2 * rare) - 1) * v / c.scale)
+    assert not without.holds
+    point = {"prompts": 1, "rank": 2, "gap": 0.1, "sharpness": 1e3, "scale": 1e-3, "leak": 1.0, "kind": 3}
+    drawn = [CLAIM["Q4"].case(point | {"seed": seed}) for seed in range(20)]
+    assert sum(not CLAIM["Q4"].check(doctored(case, leak=0.0)).holds for case in drawn) > 10
+    assert drawn[0].chain.sharpness == pytest.approx(1e3)
+    half = CLAIM["Q4"].boundary[-1].case()
+    assert not CLAIM["Q4"].check(doctored(half, leak=half.chain.leak * (1 - 1e-6))).holds
+
+
 # E9
 
 
@@ -491,15 +542,15 @@ def test_e9_unfair_coin():
     skill = coin(F(1, 3), [1])
     case = Scenario(skill, polynomial(rational([[-1]])))
     assert skill.utility_loss_along(case.series(4)).tolist() == [0, 0, F(1, 9), F(1, 81), F(-1, 324)]
-    assert CLAIM["E9"].check(case).holds
-    wrong = CLAIM["E9"].check(disguised(case, TwiceBent))
+    assert CLAIM["E9"].check(Leaky(case, 0.01)).holds
+    wrong = CLAIM["E9"].check(Leaky(disguised(case, TwiceBent), 0.01))
     assert wrong.value == pytest.approx(-1 / 18)
     assert (wrong.part, wrong.holds) == ("coefficients", False)
 
 
 def test_e9_cases_leak_as_asked():
-    point = {"prompts": 2, "outcomes": 3, "dimension": 3, "leak": 1.0, "seed": 3}
-    whole, small = (CLAIM["E9"].case(point | {"leak": leak}) for leak in (1.0, 1e-3))
+    point = {"prompts": 2, "outcomes": 3, "dimension": 3, "leak": 1.0, "time": 0.01, "seed": 3}
+    whole, small = (CLAIM["E9"].case(point | {"leak": leak}).scenario for leak in (1.0, 1e-3))
     assert (whole.velocity[:-1] == 1000 * small.velocity[:-1]).all()
     assert whole.velocity[-1] == small.velocity[-1]
     assert onset.leak(whole.statistics) > 0.1
@@ -507,8 +558,8 @@ def test_e9_cases_leak_as_asked():
 
 def test_e9_rejects_a_wrong_leak(monkeypatch):
     """The slope is 3 at the crossover only."""
-    case = CLAIM["E9"].case({"prompts": 2, "outcomes": 3, "dimension": 3, "leak": 1e-2, "seed": 3})
-    stats = case.statistics
+    case = CLAIM["E9"].case({"prompts": 2, "outcomes": 3, "dimension": 3, "leak": 1e-2, "time": 0.01, "seed": 3})
+    stats = case.scenario.statistics
     true = onset.crossover(onset.leak(stats), onset.onset_coefficient(stats))
     monkeypatch.setattr("theory.ledger.onset_law.onset.crossover", lambda leak, gamma: 2 * leak / gamma / 2)
     slack = CLAIM["E9"].check(case)
@@ -517,6 +568,26 @@ def test_e9_rejects_a_wrong_leak(monkeypatch):
     expected = (half.leak_part - half.quartic_part)[0] / half.leak_part[0]
     assert slack.value == pytest.approx(-expected)
     assert expected == pytest.approx(3 / 4)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_e9_each_part_of_the_uniform_bound_is_needed(monkeypatch, index):
+    """A rare response reaches each part: less of the change, or of the third derivative, and the bound fails."""
+    case = CLAIM["E9"].boundary[index].case()
+    slack = onset_law._check_uniform(case.parabola)
+    assert slack.holds
+    assert abs(slack.value) < 1e-5
+    true, few = onset_law.largest_third_derivative, 1 - 1e-3
+    if index:
+        monkeypatch.setattr(onset_law, "largest_third_derivative", lambda curve: few * true(curve))
+    else:
+        predicted = onset.predicted_loss(case.scenario.statistics, np.array([case.time])).utility_loss[0]
+        error = onset.utility_loss(case.parabola.log_ratios, case.parabola.skill.weights) - predicted
+        assert error == pytest.approx(1e-16 * 1e-15 / 6, rel=1e-4)  # p d^3/6 with d = 1e-5
+        monkeypatch.setattr(onset, "utility_loss", lambda d, w: predicted + (2 - few) * error)
+    wrong = CLAIM["E9"].check(case)
+    assert (wrong.part, wrong.holds) == ("uniform bound", False)
+    assert wrong.value == pytest.approx(-1e-3, rel=0.2)  # the second part is not quite linear
 
 
 @pytest.mark.parametrize("correlation", [-0.9, -0.3, 0.0, 0.5, 1.0])

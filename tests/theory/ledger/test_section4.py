@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from theory.ledger import section4
 from theory.ledger.scenarios import Coefficients
 from theory.ledger.section4 import (
     DEGRADATION_BY_CHANCE,
@@ -19,11 +20,11 @@ from theory.ledger.section4 import (
     degree_five_rule,
 )
 from theory.ledger.skills import SoftmaxSkill
-from theory.null_model import CHERNOFF_CONSTANT
+from theory.null_model import CHERNOFF_CONSTANT, OverlapLaw
 from theory.series import rational
 
 POINT_411 = {"prompts": 2, "outcomes": 3, "dimension": 3, "exponent": 2, "seed": 3}
-POINT_412B = {"rank": 20.0, "ratio": 50.0, "eps": 0.5, "tail": 0.01, "scale": 3.0, "step": 0.2, "seed": 1}
+POINT_412B = {"rank": 20.0, "ratio": 50.0, "eps": 0.5, "tail": 0.01, "scale": 3.0, "step": 0.2, "risk": 0.5, "seed": 1}
 
 
 def test_411_the_frame_has_the_moments_of_the_sphere():
@@ -128,11 +129,11 @@ def test_412a_cases():
 
 
 def test_412b_utility_loss_and_bound_by_hand():
-    case = FlatSkill(np.array([4.0, 1.0]), np.array([2, 8]), np.array([0.25, 0.75]), 0.5, 0.1)
+    case = FlatSkill(np.array([4.0, 1.0]), np.array([2, 8]), np.array([0.25, 0.75]), 0.5, 0.1, 0.8)
     assert case.loss() == pytest.approx(0.01 / 2 * (4 * 0.25 + 0.75), rel=1e-14)
     assert case.first_term() == pytest.approx(0.01 * 1.5 * 4 * 0.2, rel=1e-14)
     # bound 0.01/2 (1.2 + 1) against 0.01/2 * 1.75, probability exp(-0.25 * 2 c) against the Beta tail
-    loss_room = 1 - 1.75 / 2.2
+    loss_room = 1 - 1.75 / 2.2  # the tail cannot pass its mean 0.8 over 0.8: Markov's bound has all the room
     tail_room = 1 - stats.beta(1, 4).sf(0.3) / math.exp(-0.5 * CHERNOFF_CONSTANT)
     assert DEGRADATION_BY_CHANCE.check(case).value == pytest.approx(min(loss_room, tail_room), rel=1e-9)
     assert DEGRADATION_BY_CHANCE.printed(case).value == pytest.approx(1 - 0.00875 / 1.2, rel=1e-12)
@@ -145,7 +146,7 @@ def test_412b_energies_follow_the_law_given_the_event():
     cases = [DEGRADATION_BY_CHANCE.case(POINT_412B | {"seed": s}) for s in range(1500)]
     assert cases[0].multiplicities.sum() == 1000
     assert cases[0].multiplicities[0] == 20
-    law = cases[0].law
+    law = cases[0].law()
     first = np.array([case.energies[0] for case in cases])
     assert first.max() <= 1.5 * law.mean
     assert stats.kstest(first, lambda x: law.cdf(x) / law.cdf(1.5 * law.mean)).pvalue > 1e-3
@@ -181,19 +182,51 @@ def test_412b_rejects_a_bound_without_the_tail_and_a_smaller_constant():
     forgotten = replace(case, eigenvalues=np.array([1.0, 1e-6, 0.0]), multiplicities=np.array([100, 1, 10**9 - 101]))
     assert DEGRADATION_BY_CHANCE.check(replace(forgotten, energies=np.array([1.5e-7, 0.0, 1 - 1.5e-7]))).holds
 
-    class Heavy(FlatSkill):
-        @property
-        def law(self):
-            found = super().law
 
-            class Tail(type(found)):
-                def sf(self, energy):
-                    return 2 * super().sf(energy) + 0.5
+class HeavyLaw(OverlapLaw):
+    def sf(self, energy):
+        return 1.5 * super().sf(energy)
 
-            return Tail(found.dimension, found.rank)
 
-    heavy = Heavy(case.eigenvalues, case.multiplicities, case.energies, case.eps, case.step)
-    assert DEGRADATION_BY_CHANCE.check(heavy).part == "probability"
+class Heavy(FlatSkill):
+    def law(self, space=0):
+        found = super().law(space)
+        return HeavyLaw(found.dimension, found.rank)
+
+
+@pytest.mark.parametrize(("index", "part"), [(1, "probability"), (2, "Markov")])
+def test_412b_rejects_tails_half_as_heavy_again(index, part):
+    case = DEGRADATION_BY_CHANCE.boundary[index].case()
+    assert case.eps < 1e-8
+    assert case.risk == 1.0
+    heavy = Heavy(case.eigenvalues, case.multiplicities, case.energies, case.eps, case.step, case.risk)
+    slack = DEGRADATION_BY_CHANCE.check(heavy)
+    assert (slack.part, slack.holds) == (part, False)
+    # a squared normal number is below its mean with probability erf(1/sqrt 2) = 0.6827
+    assert slack.value == pytest.approx(1 / (1.5 * math.erf(math.sqrt(0.5))) - 1, rel=1e-4)
+
+
+def test_412b_the_tail_passes_its_mean_over_delta_as_rarely_as_stated(monkeypatch):
+    # the exact probability of each eigenspace against that of SciPy's Beta law
+    case = FlatSkill(np.array([4.0, 1.0, 0.5]), np.array([2, 3, 5]), np.array([0.2, 0.3, 0.5]), 0.5, 0.1, 0.4)
+    found = {}
+    monkeypatch.setattr(section4, "worst", lambda *slacks: found.update(enumerate(slacks)) or slacks[0])
+    DEGRADATION_BY_CHANCE.check(case)
+    assert [slack.part for slack in found.values()] == ["utility loss", "probability", "Markov", "Markov"]
+    exact = [stats.beta(1.5, 3.5).sf(0.75), stats.beta(2.5, 2.5).sf(1.0)]
+    assert [found[2].value, found[3].value] == pytest.approx([1 - p / 0.4 for p in exact], rel=1e-9)
+    # and on sampled directions, with both events at once and a tail of one positive eigenvalue
+    g = np.random.default_rng(0).standard_normal((20_000, 10)) ** 2
+    g /= g.sum(axis=1, keepdims=True)
+    loss = (4 * g[:, :2].sum(axis=1) + g[:, 2:5].sum(axis=1)) / 2
+    violations = np.mean(loss > (4 * 1.5 * 0.2 + 0.3 / 0.4) / 2)
+    assert violations < math.exp(-CHERNOFF_CONSTANT * 0.25 * 2) + 0.4
+
+
+def test_412b_draws_cover_the_risk():
+    cases = [DEGRADATION_BY_CHANCE.case(POINT_412B | {"risk": risk}) for risk in (0.25, 1.0)]
+    assert [case.risk for case in cases] == [0.25, 1.0]
+    assert DEGRADATION_BY_CHANCE.case(POINT_412B | {"ratio": 1.0}).law().dimension == 23
 
 
 def test_412b_ratio_to_the_printed_claim_grows_with_the_dimension():
@@ -201,7 +234,7 @@ def test_412b_ratio_to_the_printed_claim_grows_with_the_dimension():
         case = FlatSkill(np.ones(2), np.array([100, n - 100]), np.array([100 / n, 1 - 100 / n]), 0.5, 0.1)
         assert case.loss() / case.first_term() == pytest.approx(ratio, rel=1e-3)
     counterexample = DEGRADATION_BY_CHANCE.counterexamples[0].case()
-    assert counterexample.law.dimension == 10**7
+    assert counterexample.law().dimension == 10**7
     assert counterexample.loss() == pytest.approx(0.005, rel=1e-12)
     assert DEGRADATION_BY_CHANCE.printed(counterexample).value == pytest.approx(0.003 - 1, rel=1e-9)
     guarantee = 1 - math.exp(-CHERNOFF_CONSTANT * 0.25 * 100)

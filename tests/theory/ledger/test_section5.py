@@ -74,7 +74,7 @@ def test_a_tail_that_is_left_out_is_noticed() -> None:
 def test_the_first_order_rates_have_their_closed_forms(monkeypatch: pytest.MonkeyPatch) -> None:
     found = parts(monkeypatch, section5)
     FIRST_ORDER.check(section5._FirstOrder(section5._plane((4.0, 1.0), (-3.0, 2.0)), 1.5))
-    assert found["distance"].value == pytest.approx(0.5)  # |Pg| = 3
+    assert found["distance"].value == pytest.approx(0.0, abs=1e-15)  # |Pg| = 3 both ways
     assert found["utility loss"].value == pytest.approx(0.0, abs=1e-15)  # 40 both ways
     assert found["lower bound"].value == pytest.approx((40 - 9) / 52)
 
@@ -94,6 +94,36 @@ def test_first_order_lies_are_noticed() -> None:
     assert far.value == pytest.approx(-3.0)  # 36 against 144
     sharp = FIRST_ORDER.check(replace(case, scenario=doctored(case.scenario, sharpness=8.0)))
     assert (sharp.part, sharp.value) == ("lower bound", pytest.approx(-1.0))  # 36 against 72
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_a_wrong_overlap_is_noticed(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    plane = section5._plane((4.0, 1.0), (-3.0, 2.0), min(rank, 2))
+    speed = 3.0 if rank == 1 else math.sqrt(13)
+    assert section5._initial_speed(plane) == pytest.approx(speed)
+    assert plane.estimate.overlap == pytest.approx(speed)
+    gap = 3.0 if rank == 1 else 1.0
+    lie = doctored(plane, overlap=1.5 * speed)
+    slack = FIRST_ORDER.check(section5._FirstOrder(lie, 0.0))
+    assert (slack.part, slack.holds) == ("distance", False)
+    assert slack.value == pytest.approx(-gap * speed / 2 / (4 * math.sqrt(13)))
+    # the path is measured by itself: a path at twice the speed does not agree with the estimate
+    right = section5._initial_speed
+    monkeypatch.setattr(section5, "_initial_speed", lambda scenario: 2 * right(scenario))
+    slack = FIRST_ORDER.check(section5._FirstOrder(plane, 0.0))
+    assert (slack.part, slack.value) == ("distance", pytest.approx(-gap * speed / (4 * math.sqrt(13))))
+
+
+def test_directions_on_which_the_fisher_matrix_vanishes_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    flat = section5._plane((4.0, 0.0), (-3.0, 2.0), rank=2)
+    assert section5._initial_speed(flat) == pytest.approx(math.sqrt(13))
+    assert flat.estimate.overlap == pytest.approx(3.0)
+    slack = section5._distance_rate(flat)
+    assert (slack.holds, slack.value) == (True, pytest.approx(0.0, abs=1e-15))
+    assert section5._distance_rate(section5._plane((0.0, 0.0), (-3.0, 2.0), rank=2)).holds
+    right = section5._initial_speed
+    monkeypatch.setattr(section5, "_initial_speed", lambda scenario: 2 * right(scenario))
+    assert section5._distance_rate(flat).value == pytest.approx(-3 / math.sqrt(13))  # 6 against 3, of sqrt 13
 
 
 def test_each_printed_first_order_reading_is_tested() -> None:

@@ -11,7 +11,7 @@ import pytest
 from doctored import divergence, doctored, fisher
 
 from theory.ledger import corollary63, drift, section6
-from theory.ledger.corollary63 import QUARTIC_SCALING, printed_limit, printed_onset
+from theory.ledger.corollary63 import QUARTIC_SCALING, sharper_reading
 from theory.ledger.drift import DRIFT_LEMMA, DRIFT_THEOREM
 from theory.ledger.maps import NegativeAngle, PolynomialMap, Radius, SmoothMap, polynomial
 from theory.ledger.scenarios import Coefficients, Scenario, circle, limit_at_zero, quadratic_loss, tight_family
@@ -215,6 +215,11 @@ def test_the_builder_sets_overlap_and_time() -> None:
 # --- 6.3
 
 
+def without_coupling() -> Scenario:
+    """``H g = 0``, and a skill whose own curvature alone makes the utility loss quartic."""
+    return Scenario(GaussianSkill(Radius(), 1.0), polynomial(np.array([[0.0, -1.0]])))
+
+
 def test_the_language_model_has_its_closed_forms() -> None:
     scenario = corollary63.two_prompts(3.0)
     np.testing.assert_allclose(scenario.gradient, [0.0, -0.5], atol=1e-15)
@@ -281,9 +286,16 @@ def test_the_paths_without_a_series_have_their_closed_forms(sharpness: float) ->
     for beta in (0.3, 2.5):
         expected = sharpness * (beta - 1) ** 2 / 8
         assert tight_family(beta, sharpness).quartic_coefficient == pytest.approx(expected, rel=1e-9)
-    converse = QUARTIC_SCALING.counterexamples[3].case()
+
+
+def test_a_coupling_of_zero_does_not_protect() -> None:
+    converse = without_coupling()
+    assert converse.estimate.coupling == 0.0
+    assert converse.estimate.onset_coefficient == pytest.approx(1.0, rel=1e-12)
     assert converse.quartic_coefficient == pytest.approx(1 / 8, rel=1e-9)
     assert converse.utility_losses(np.array([0.5])) == pytest.approx([(math.sqrt(1.25) - 1) ** 2 / 2])
+    assert converse.utility_losses(np.array([0.5])) == pytest.approx([0.00697], abs=5e-6)
+    assert QUARTIC_SCALING.check(converse).holds
 
 
 def test_a_wrong_onset_coefficient_is_noticed() -> None:
@@ -298,24 +310,35 @@ def test_a_wrong_onset_coefficient_is_noticed() -> None:
     assert slack.value == pytest.approx(-0.75)  # 4 against 1, in units of gamma^2 = 4
 
 
-def test_each_printed_reading_is_tested_by_itself() -> None:
-    on_circle, model, integral, converse = (example.case() for example in QUARTIC_SCALING.counterexamples)
-    for case in (on_circle, model, integral):
-        assert printed_onset(case).value == pytest.approx(-1.0)
-        assert printed_limit(case).value == pytest.approx(-1.0)
+def test_the_printed_statement_asks_for_a_positive_rate_only() -> None:
+    printed = QUARTIC_SCALING.printed
+    assert printed is not None
+    assert len(QUARTIC_SCALING.counterexamples) == 3
+    for example in QUARTIC_SCALING.counterexamples:
+        case = example.case()
         assert case.estimate.coupling > 0.1
-    assert printed_onset(converse).holds
-    assert printed_limit(converse).value == -1.0
+        assert printed(case).value == pytest.approx(-1.0)
+    assert printed(without_coupling()).holds  # it claims nothing where gamma = 0
     between = tight_family(3.0)  # gamma = 3, gamma_* = 2
-    assert printed_onset(between).value == pytest.approx(1 - 1e-6 * 9 / 4)
-    assert printed_limit(between).value == pytest.approx(-5 / 9)
+    assert printed(between).value == pytest.approx(1 - 1e-6 * 9 / 4)
 
 
-def test_log_linear_skills_follow_the_printed_rate_with_nothing_to_spare() -> None:
+def test_the_sharper_reading_fails_from_both_sides() -> None:
+    cases = [*(example.case() for example in QUARTIC_SCALING.counterexamples), without_coupling()]
+    assert len(cases) == 4
+    for case in cases:
+        slack = sharper_reading(case)
+        assert (slack.holds, slack.value) == (False, pytest.approx(-1.0))
+    assert sharper_reading(tight_family(3.0)).value == pytest.approx(-5 / 9)
+
+
+def test_log_linear_skills_follow_the_sharper_reading_with_nothing_to_spare() -> None:
     assert QUARTIC_SCALING.accepted is not None
     scenario = QUARTIC_SCALING.accepted(np.random.default_rng(3))
     assert float(8 * scenario.quartic_coefficient) == pytest.approx(scenario.estimate.coupling**2, rel=1e-12)
-    assert not printed_limit(doctored(scenario, coupling=1.01 * scenario.estimate.coupling)).holds
+    assert not sharper_reading(doctored(scenario, coupling=1.01 * scenario.estimate.coupling)).holds
+    for seed in range(20):
+        assert sharper_reading(QUARTIC_SCALING.accepted(np.random.default_rng(seed))).holds
 
 
 def test_the_constant_is_that_of_the_mean() -> None:
