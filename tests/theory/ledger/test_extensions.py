@@ -278,10 +278,10 @@ def test_e4_the_lower_bound_needs_its_cubic_term(monkeypatch):
         least = 1 - 2 / math.pi * (1 + (math.pi / 2 - 1) / (n - 1) ** 2)
         assert share >= least - 1e-12
         assert CLAIM["E4"].check(case).holds
-        true = sign_energy
         with monkeypatch.context() as patch:
             patch.setattr(
-                "theory.ledger.sign_step.sign_energy", lambda p, n=n, s=least: s - 1e-6 if len(p) == n else true(p)
+                "theory.ledger.sign_step.sign_energy",
+                lambda p, n=n, low=least - 1e-6: low if len(p) == n else sign_energy(p),
             )
             slack = CLAIM["E4"].check(case)
         assert slack.value == pytest.approx(-1e-6, rel=1e-6)
@@ -470,7 +470,8 @@ def test_e5_rejects_the_wrong_adapter(changes, part):
         assert slack.holds  # every number of steps is right
         return
     slack = CLAIM["E5"].check(Frozen(**(fields | changes)))
-    assert (slack.part, slack.holds) == (part, False)
+    assert slack.part in {part, "utility loss"}  # the preconditioned flow is another one too
+    assert not slack.holds
     assert slack.value < -0.1
 
 

@@ -548,6 +548,19 @@ def test_e9_unfair_coin():
     assert (wrong.part, wrong.holds) == ("coefficients", False)
 
 
+def test_e9_bounds_the_curve_of_the_flow():
+    case = CLAIM["E9"].case({"prompts": 2, "outcomes": 3, "dimension": 3, "leak": 0.1, "time": 0.01, "seed": 3})
+    curve_of = case.parabola
+    flow = case.scenario.skill.log_ratios_along(case.scenario.series(2)).astype(float)
+    np.testing.assert_allclose(curve_of.log_ratios, 0.01 * flow[1] + 1e-4 * flow[2], rtol=0.1)
+    assert curve_of.time == 0.01
+    assert curve_of.onset[0] == pytest.approx(onset.leak(case.scenario.statistics))
+    from theory.ledger.maps import Radius
+
+    with pytest.raises(ValueError, match="polynomial"):
+        replace(curve_of.skill, logits=Radius()).in_floats()
+
+
 def test_e9_cases_leak_as_asked():
     point = {"prompts": 2, "outcomes": 3, "dimension": 3, "leak": 1.0, "time": 0.01, "seed": 3}
     whole, small = (CLAIM["E9"].case(point | {"leak": leak}).scenario for leak in (1.0, 1e-3))
