@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 
 from commands.errors import UserError
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
 _INTERRUPTED = 130
-
-
 _RESUMES = "stopped; the same command goes on from here"
 
 
@@ -28,6 +27,8 @@ def run_command(command: Callable[[], object], memory_advice: str, interrupted: 
 
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when NumPy is imported, which is later
+    # torch's forward mode calls what torch itself deprecates; that is no news for a user
+    warnings.filterwarnings("ignore", message=".*torch.jit.script. is deprecated")
     try:
         command()
     except UserError as error:
