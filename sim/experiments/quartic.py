@@ -48,13 +48,13 @@ def compute(cases: Sequence[str], dials: Dials, horizon: float, seed: int, progr
             except DivergedError as error:
                 raise UserError(f"--horizon must be below {error.time:.3g} for {name}: {error}") from error
             except NoWindowError as error:
-                raise UserError(f"{_option(name)} must be lower for {name}: {error}") from error
+                raise UserError(f"{_remedy(name, dials, error)}: {error}") from error
             tick()
     return {"schema_version": 1, "cases": found}
 
 
 def _builders(dials: Dials, seed: int) -> dict[str, Callable[[], Problem]]:
-    """Every case by its name; a dial at 0 without which the case has no point gets a value."""
+    """Every case by its name;"""
 
     def dialled(note: str, **changes: float) -> Callable[[], Problem]:
         clean = {"overlap": 0.0, "tail": 0.0, "curvature": 0.0}
@@ -63,22 +63,33 @@ def _builders(dials: Dials, seed: int) -> dict[str, Callable[[], Problem]]:
     n = dials.dimension
     return {
         "coupled": dialled("curved loss, flat model: the paper's case"),
-        "curved": dialled("curved loss and curved model", curvature=dials.curvature or 4.0),
+        "curved": dialled("curved loss and curved model", curvature=dials.curvature),
         "circle": lambda: problems.circle(dials.sharpness),
-        "leaky": dialled("the gradient overlaps the sharp direction", overlap=dials.overlap or 1e-4),
-        "tail": dialled("no overlap, but a leak through the tail", tail=dials.tail or 1e-7),
+        "leaky": dialled("the gradient overlaps the sharp direction", overlap=dials.overlap),
+        "tail": dialled("no overlap, but a leak through the tail", tail=dials.tail),
         "softmax": lambda: problems.softmax(n, 2, 3, max(1, n // 3), seed),
         "mlp": lambda: problems.perceptron(seed),
         "transformer": lambda: problems.transformer(seed),
     }
 
 
-def _option(case: str) -> str:
-    return {"leaky": "--overlap", "tail": "--tail"}.get(case, "--coupling")
-
-
 class NoWindowError(ValueError):
-    """There is no time at which the quartic law could be read off."""
+    """There is no time at which the quartic law could be read off; a leak of ``share`` of this one would leave some."""
+
+    def __init__(self, leak: float, low: float, high: float) -> None:
+        super().__init__(
+            f"no quartic window, the leak of {leak:.3g} shows until t = {low:.3g} and higher orders from t = "
+            f"{high:.3g} on"
+        )
+        self.share = _INNER * high / low / 2
+
+
+def _remedy(case: str, dials: Dials, error: NoWindowError) -> str:
+    if case == "leaky":
+        return f"--overlap must be below about {dials.overlap * error.share:.2g} for leaky, got {dials.overlap}"
+    if case == "tail":
+        return f"--tail must be below about {dials.tail * error.share**2:.2g} for tail, got {dials.tail}"
+    return f"--cases: leave out {case} with these dials and this seed"
 
 
 def measure(problem: Problem, horizon: float) -> dict[str, Any]:
@@ -190,10 +201,7 @@ def _quartic_window(predicted: Onset, times: np.ndarray, third: np.ndarray) -> l
     high = _window_end(predicted, times, third)
     low = max(low, float(times[0]))
     if np.count_nonzero((times >= low) & (times <= _INNER * high)) < 5:
-        raise NoWindowError(
-            f"no quartic window, the leak of {predicted.leak:.3g} shows until t = {low:.3g} and higher orders from "
-            f"t = {high:.3g} on"
-        )
+        raise NoWindowError(predicted.leak, low, high)
     return [low, high]
 
 
@@ -201,7 +209,7 @@ def _readings(
     times: np.ndarray, losses: np.ndarray, window: list[float] | None, crossover: float | None
 ) -> dict[str, float | None]:
     """Exponent, coefficient and crossover as the curve shows them."""
-    found: dict[str, float | None] = {"exponent": None, "coefficient": float(losses[-1] / times[-1] ** 4)}
+    found: dict[str, float | None] = {"exponent": None, "coefficient": float((losses / times**4).min())}
     if window is not None:
         inner = (window[0], _INNER * window[1])
         found["exponent"] = onset.fit_exponent(times, losses, inner).exponent

@@ -38,7 +38,8 @@ def predict(skill: Skill, path: Derivatives, rank: int) -> Onset:
     found = estimate(stats, min(rank, stats.num_samples), resamples=0, splits=1)
     root = float(found.eigenvalues[0]) ** 0.5
     leak = _without_rounding(found.leak, root * stats.velocity_norm)
-    gamma_star = _without_rounding(onset.onset_coefficient(stats), root * stats.acceleration_norm)
+    bending = stats.acceleration_norm + stats.velocity_norm**2  # in parameters and, at unit curvature, in the policy
+    gamma_star = _without_rounding(onset.onset_coefficient(stats), root * bending)
     correlation = onset.correlation(stats) if leak > 0 and gamma_star > 0 else None
     return Onset(leak, found.coupling, gamma_star, path, correlation)
 
