@@ -15,9 +15,9 @@ from typing import Annotated
 import typer
 
 from commands.cli import run_command
-from commands.errors import UserError
 from commands.progress import Progress
 from commands.store import write_atomically
+from sim.session import chosen
 
 COMMANDS = ("quartic", "rotation", "null_model", "defenses", "optimizers", "landscape")
 
@@ -30,12 +30,8 @@ def main(
     ),
 ) -> None:
     """Run the simulator's commands, where that was not done before, and draw their pictures."""
-    wanted = [name.strip() for name in names.split(",")]
-    for name in wanted:
-        if name not in COMMANDS:
-            raise UserError(f"--names takes names out of {', '.join(COMMANDS)}, got {name!r}")
     progress = Progress()
-    for name in wanted:
+    for name in chosen("--names", names, COMMANDS):
         folder = runs / name
         with progress.stage(f"sim.{name}", 1):
             # another process: pictures know the results' files, not the code that makes them

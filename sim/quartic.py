@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from commands.errors import UserError
-from sim.session import Json, Out, Output, Plot, Result, Seed, Table, app, run
+from sim.session import Json, Out, Output, Plot, Result, Seed, Table, app, chosen, run
 
 CASES = ("coupled", "curved", "circle", "leaky", "tail", "softmax", "mlp", "transformer")
 
@@ -33,10 +33,7 @@ def main(
     out: Out = None,
 ) -> None:
     """Simulate the onset of the utility loss on eight cases, and compare it with the paper and with the truth."""
-    names = [name.strip() for name in cases.split(",")]
-    for name in names:
-        if name not in CASES:
-            raise UserError(f"--cases takes names out of {', '.join(CASES)}, got {name!r}")
+    names = chosen("--cases", cases, CASES)
     if not 0 < horizon <= 1e3:
         raise UserError(f"--horizon must be positive and at most 1000, got {horizon}")
     dials = {

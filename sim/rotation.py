@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from commands.errors import UserError
-from sim.session import Json, Out, Output, Plot, Result, Seed, Table, app, run
+from sim.session import Json, Out, Output, Plot, Result, Seed, Table, app, chosen, run
 
 CASES = ("softmax", "parabola", "circle", "crossing", "avoided")
 
@@ -35,10 +35,7 @@ def main(
     out: Out = None,
 ) -> None:
     """Follow the top eigenspace of the Fisher matrix along gradient flow on five cases."""
-    names = [name.strip() for name in cases.split(",")]
-    for name in names:
-        if name not in CASES:
-            raise UserError(f"--cases takes names out of {', '.join(CASES)}, got {name!r}")
+    names = chosen("--cases", cases, CASES)
     if not 1e-2 <= horizon <= 1e3:  # earlier, rounding shows
         raise UserError(f"--horizon must lie in 0.01..1000, got {horizon}")
     if not 0 < gap < 1:

@@ -106,6 +106,19 @@ def run(
     print(f"{'picture: ' + str(path / f'{name}.png') if output.plot else 'result: ' + str(file)}")
 
 
+def chosen(option: str, text: str, names: Sequence[str]) -> list[str]:
+    """The names in a comma-separated option.
+
+    Raises:
+        UserError: if one of them is none of ``names``.
+    """
+    found = [name.strip() for name in text.split(",")]
+    for name in found:
+        if name not in names:
+            raise UserError(f"{option} takes names out of {', '.join(names)}, got {name!r}")
+    return found
+
+
 def app(main: Callable[..., None]) -> None:
     """Run one command, errors of the user's input in one line."""
     typer_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

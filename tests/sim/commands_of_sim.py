@@ -12,6 +12,8 @@ import pytest
 
 from sim.session import app
 
+Refusal = Callable[..., str]  # of the fixture `refusal`: a command's main and its arguments to its one error line
+
 
 def run(monkeypatch: pytest.MonkeyPatch, main: Callable[..., None], *arguments: str) -> int:
     """The exit code of ``python -m sim.COMMAND ARGUMENTS``."""

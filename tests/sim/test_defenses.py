@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands_of_sim import error_line, result, run
+from commands_of_sim import Refusal, error_line, result, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -162,14 +162,8 @@ def test_a_path_that_diverges_names_the_horizon(
         (["--seed", "-1"], "--seed must lie in 0.."),
     ],
 )
-def test_wrong_input_is_one_line(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    arguments: list[str],
-    words: str,
-) -> None:
-    assert words in error_line(monkeypatch, capsys, main, tmp_path / "run", "--json", *arguments)
+def test_wrong_input_is_one_line(refusal: Refusal, arguments: list[str], words: str) -> None:
+    assert words in refusal(main, "--json", *arguments)
 
 
 def test_the_command_writes_result_picture_and_table(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands_of_sim import error_line, result, run
+from commands_of_sim import Refusal, result, run
 
 from sim.experiments import null_model
 from sim.null_model import main
@@ -126,14 +126,8 @@ def test_the_utility_loss_is_that_of_the_gaussian_policy() -> None:
         (["--seed", "-3"], "--seed must lie in 0.."),
     ],
 )
-def test_wrong_input_is_one_line(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    arguments: list[str],
-    words: str,
-) -> None:
-    assert words in error_line(monkeypatch, capsys, main, tmp_path / "run", *arguments)
+def test_wrong_input_is_one_line(refusal: Refusal, arguments: list[str], words: str) -> None:
+    assert words in refusal(main, *arguments)
 
 
 def test_the_seed_decides_the_numbers(

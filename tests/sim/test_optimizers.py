@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands_of_sim import error_line, result, run
+from commands_of_sim import Refusal, result, run
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.func import grad, hessian
@@ -182,14 +182,8 @@ def test_without_an_overlap_there_is_no_crossover() -> None:
         (["--seed", "-1"], "--seed must lie in 0.."),
     ],
 )
-def test_wrong_input_is_one_line(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    arguments: list[str],
-    words: str,
-) -> None:
-    assert words in error_line(monkeypatch, capsys, main, tmp_path / "run", "--json", *arguments)
+def test_wrong_input_is_one_line(refusal: Refusal, arguments: list[str], words: str) -> None:
+    assert words in refusal(main, "--json", *arguments)
 
 
 def test_the_command_writes_result_picture_and_table(

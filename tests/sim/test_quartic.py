@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands_of_sim import error_line, result, run
+from commands_of_sim import Refusal, error_line, result, run
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -148,14 +148,8 @@ def test_without_an_onset_coefficient_nothing_is_quartic(coupling: float, curvat
         (["--cases", "curved", "--curvature", "nan"], "--curvature must be a finite number"),
     ],
 )
-def test_wrong_input_is_one_line(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    arguments: list[str],
-    words: str,
-) -> None:
-    assert words in error_line(monkeypatch, capsys, main, tmp_path / "run", *arguments)
+def test_wrong_input_is_one_line(refusal: Refusal, arguments: list[str], words: str) -> None:
+    assert words in refusal(main, *arguments)
 
 
 def test_a_run_is_read_again_and_others_are_refused(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands_of_sim import error_line, run
+from commands_of_sim import Refusal, run
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -153,14 +153,8 @@ def test_the_meeting_eigenvalues_are_those_of_their_dials() -> None:
         (["--seed", "-1"], "--seed must lie in 0.."),
     ],
 )
-def test_wrong_input_is_one_line(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    arguments: list[str],
-    words: str,
-) -> None:
-    assert words in error_line(monkeypatch, capsys, main, tmp_path / "run", *arguments)
+def test_wrong_input_is_one_line(refusal: Refusal, arguments: list[str], words: str) -> None:
+    assert words in refusal(main, *arguments)
 
 
 def test_a_flat_model_does_not_turn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
