@@ -17,6 +17,7 @@ import typer
 from bridge.models import resolve
 from commands.cli import run_command
 from commands.errors import UserError
+from commands.options import command_of
 
 MEMORY_ADVICE = "lower --batch-size first, then --memory or --max-length"
 
@@ -163,11 +164,5 @@ def main(
     run(settings, out)
 
 
-def _app() -> typer.Typer:
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(main)
-    return app
-
-
 if __name__ == "__main__":
-    run_command(_app(), MEMORY_ADVICE)
+    run_command(command_of(main), MEMORY_ADVICE)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from commands.errors import UserError
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
-_INTERRUPTED = 130
+INTERRUPTED = 130
 _RESUMES = "stopped; the same command goes on from here"
 
 
@@ -41,11 +41,7 @@ def run_command(command: Callable[[], object], memory_advice: str, interrupted: 
         _fail(f"out of memory: {memory_advice}")
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
-        sys.exit(_INTERRUPTED)
-    except SystemExit as end:
-        if end.code == _INTERRUPTED:  # what typer makes of an interrupt
-            print(interrupted, file=sys.stderr)
-        raise
+        sys.exit(INTERRUPTED)
 
 
 def _fail(line: str) -> None:

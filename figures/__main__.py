@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from commands.cli import run_command
+from commands.options import command_of
 from commands.progress import Progress
 from commands.store import write_atomically
 from sim.session import chosen
@@ -46,6 +47,4 @@ def main(
 
 
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(main)
-    run_command(app, "close other programs")
+    run_command(command_of(main), "close other programs")

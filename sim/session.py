@@ -13,6 +13,7 @@ import typer
 
 from commands.cli import run_command
 from commands.errors import UserError
+from commands.options import command_of
 from commands.progress import Progress
 from commands.store import RunFolder, short_hash, write_atomically, write_json
 
@@ -121,9 +122,7 @@ def chosen(option: str, text: str, names: Sequence[str]) -> list[str]:
 
 def app(main: Callable[..., None]) -> None:
     """Run one command, errors of the user's input in one line."""
-    typer_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    typer_app.command()(main)
-    run_command(typer_app, _MEMORY_ADVICE)
+    run_command(command_of(main), _MEMORY_ADVICE)
 
 
 def _print(table: Table) -> None:

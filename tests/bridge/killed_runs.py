@@ -64,8 +64,9 @@ def _in_child(folder: Path, optimizer: str, out: str, kill_at: int | None) -> tu
 
 def _run(folder: Path, optimizer: str, out: str, kill_at: int | None, writing: int) -> None:
     """The command itself, in the child; never returns."""
-    from bridge.estimate_aic import MEMORY_ADVICE, _app
+    from bridge.estimate_aic import MEMORY_ADVICE, main
     from commands.cli import run_command
+    from commands.options import command_of
     from tests.bridge.tiny_runs import options
 
     moments = _watch(kill_at)
@@ -75,7 +76,7 @@ def _run(folder: Path, optimizer: str, out: str, kill_at: int | None, writing: i
     more = ("--optimizer", optimizer, "--adam-batch-size", "2", "--batch-size", "3", "--out", str(folder / out))
     sys.argv = ["estimate_aic", *options(folder, *more)]
     try:
-        run_command(_app(), MEMORY_ADVICE)
+        run_command(command_of(main), MEMORY_ADVICE)
     except SystemExit as end:
         os.write(writing, json.dumps(moments).encode())
         os._exit(end.code if isinstance(end.code, int) else 0)

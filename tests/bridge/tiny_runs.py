@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from bridge.estimate_aic import MEMORY_ADVICE, Settings, _app
+from bridge.estimate_aic import MEMORY_ADVICE, Settings, main
 from commands.cli import run_command
+from commands.options import command_of
 from tests.bridge.tiny_models import save_model, tiny_gpt2_model, tiny_llama_model, tiny_tokenizer
 
 TEMPLATE = (
@@ -84,5 +85,5 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     """Run the command in this process as `python -m bridge.estimate_aic` does; returns its exit code."""
     monkeypatch.setattr(sys, "argv", ["estimate_aic", *arguments])
     with pytest.raises(SystemExit) as end:
-        run_command(_app(), MEMORY_ADVICE)
+        run_command(command_of(main), MEMORY_ADVICE)
     return end.value.code or 0 if isinstance(end.value.code, int | None) else 1

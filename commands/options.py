@@ -1,0 +1,36 @@
+"""A function's options on the command line, by typer, with their errors in one line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+import typer
+
+from commands.cli import INTERRUPTED
+from commands.errors import UserError
+
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # typer exports no other name for it
+
+
+def command_of(main: Callable[..., None]) -> Callable[[], NoReturn]:
+    """The command that reads the arguments of the process and ends with an exit code.
+
+    Raises:
+        UserError: for options that typer cannot read.
+        KeyboardInterrupt: for an interrupt.
+    """
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+
+    def command() -> NoReturn:
+        try:
+            code = app(standalone_mode=False)
+        except _UsageError as error:
+            raise UserError(f"{error.format_message()} See --help.") from error  # type: ignore[attr-defined]
+        if code == INTERRUPTED:  # what typer makes of an interrupt
+            raise KeyboardInterrupt
+        sys.exit(code or 0)
+
+    return command
