@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import typer
@@ -34,3 +34,16 @@ def command_of(main: Callable[..., None]) -> Callable[[], NoReturn]:
         sys.exit(code or 0)
 
     return command
+
+
+def chosen(option: str, text: str, names: Sequence[str]) -> list[str]:
+    """The names in a comma-separated option.
+
+    Raises:
+        UserError: if one of them is none of ``names``.
+    """
+    found = [name.strip() for name in text.split(",")]
+    for name in found:
+        if name not in names:
+            raise UserError(f"{option} takes names out of {', '.join(names)}, got {name!r}")
+    return found

@@ -15,10 +15,9 @@ from typing import Annotated
 import typer
 
 from commands.cli import run_command
-from commands.options import command_of
+from commands.options import chosen, command_of
 from commands.progress import Progress
 from commands.store import write_atomically
-from sim.session import chosen
 
 COMMANDS = ("quartic", "rotation", "null_model", "defenses", "optimizers", "landscape")
 

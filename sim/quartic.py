@@ -13,7 +13,8 @@ from typing import Annotated
 import typer
 
 from commands.errors import UserError
-from sim.session import Json, Out, Output, Plot, Result, Seed, Table, app, chosen, run
+from commands.options import chosen
+from sim.session import Json, Out, Output, Plot, Result, Seed, Table, app, run
 
 CASES = ("coupled", "curved", "circle", "leaky", "tail", "softmax", "mlp", "transformer")
 
@@ -34,8 +35,10 @@ def main(
 ) -> None:
     """Simulate the onset of the utility loss on eight cases, and compare it with the paper and with the truth."""
     names = chosen("--cases", cases, CASES)
-    if not 0 < horizon <= 1e3:
-        raise UserError(f"--horizon must be positive and at most 1000, got {horizon}")
+    if not 1e-3 <= horizon <= 1e3:  # earlier, rounding shows
+        raise UserError(f"--horizon must lie in 0.001..1000, got {horizon}")
+    if dimension > 1000:
+        raise UserError(f"--dimension must be at most 1000, got {dimension}")
     dials = {
         "sharpness": sharpness, "overlap": overlap, "coupling": coupling,
         "curvature": curvature, "tail": tail, "dimension": dimension,

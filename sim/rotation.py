@@ -14,7 +14,8 @@ from typing import Annotated
 import typer
 
 from commands.errors import UserError
-from sim.session import Json, Out, Output, Plot, Result, Seed, Table, app, chosen, run
+from commands.options import chosen
+from sim.session import Json, Out, Output, Plot, Result, Seed, Table, app, run
 
 CASES = ("softmax", "parabola", "circle", "crossing", "avoided")
 

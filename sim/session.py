@@ -86,7 +86,8 @@ def run(
         raise UserError(f"--seed must lie in 0..{_MAX_SEED}, got {seed}")
     path = output.out or Path("runs") / f"sim.{name}" / short_hash(dict(settings))
     progress = Progress(quiet=output.json)
-    found = compute(progress) if not path.exists() else None  # errors of the input leave no folder behind
+    new = not path.exists() or (path.is_dir() and not any(path.iterdir()))
+    found = compute(progress) if new else None  # errors of the input leave nothing behind
     folder = RunFolder(path, f"sim.{name}", settings)
     try:
         file = path / f"{name}.json"
@@ -105,19 +106,6 @@ def run(
     for table in tables(result):
         _print(table)
     print(f"{'picture: ' + str(path / f'{name}.png') if output.plot else 'result: ' + str(file)}")
-
-
-def chosen(option: str, text: str, names: Sequence[str]) -> list[str]:
-    """The names in a comma-separated option.
-
-    Raises:
-        UserError: if one of them is none of ``names``.
-    """
-    found = [name.strip() for name in text.split(",")]
-    for name in found:
-        if name not in names:
-            raise UserError(f"{option} takes names out of {', '.join(names)}, got {name!r}")
-    return found
 
 
 def app(main: Callable[..., None]) -> None:

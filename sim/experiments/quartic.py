@@ -39,6 +39,7 @@ def compute(cases: Sequence[str], dials: Dials, horizon: float, seed: int, progr
     Raises:
         UserError: for impossible dials, a flow that diverges, or a case whose quartic window is empty.
     """
+    dials.check()
     builders = _builders(dials, seed)
     found = {}
     with progress.stage("cases", len(cases)) as tick:
@@ -54,7 +55,7 @@ def compute(cases: Sequence[str], dials: Dials, horizon: float, seed: int, progr
 
 
 def _builders(dials: Dials, seed: int) -> dict[str, Callable[[], Problem]]:
-    """Every case by its name;"""
+    """Every case by its name."""
 
     def dialled(note: str, **changes: float) -> Callable[[], Problem]:
         clean = {"overlap": 0.0, "tail": 0.0, "curvature": 0.0}
