@@ -41,7 +41,7 @@ def main(
     """Fine-tune under no defence, static and tracked projections and trust regions, on three problems."""
     if not 6 <= dimension <= 200:
         raise UserError(f"--dimension must lie in 6..200, got {dimension}")
-    for name, value, most in (("sharpness", sharpness, 1e6), ("curvature", curvature, 1e3), ("horizon", horizon, 1e3)):
+    for name, value, most in (("sharpness", sharpness, 1e6), ("curvature", curvature, 1e3), ("horizon", horizon, 3)):
         if not 0 < value <= most:
             raise UserError(f"--{name} must be positive and at most {most:g}, got {value}")
     if horizon < _LEAST_HORIZON:

@@ -69,7 +69,7 @@ def _pair(text: str) -> tuple[int, int]:
     if not colon:
         raise UserError(f"--pairs takes n:d, as 1000:50, got {text!r}")
     dimension = _count("pairs", n, _MOST)
-    return dimension, _count("pairs", d, dimension)
+    return dimension, _count("pairs", d, dimension - 1)
 
 
 def _count(option: str, text: str, most: int) -> int:

@@ -38,7 +38,7 @@ def main(
     _check("steps", steps, 2, 32)
     if overlap != 0:
         _check("overlap", overlap, 1e-5, 1, "0 or lie")
-    _check("horizon", horizon, 1e-2, 10)
+    _check("horizon", horizon, 1e-2, 1)
     if not 0 <= momentum < 1:
         raise UserError(f"--momentum must lie in [0, 1), got {momentum}")
     _check("noise", noise, 0, 1)

@@ -115,7 +115,7 @@ def test_the_utility_loss_is_that_of_the_gaussian_policy() -> None:
     ("arguments", "words"),
     [
         (["--pairs", "20"], "--pairs takes n:d, as 1000:50, got '20'"),
-        (["--pairs", "20:30"], "--pairs takes whole numbers in 1..20, got '30'"),
+        (["--pairs", "20:30"], "--pairs takes whole numbers in 1..19, got '30'"),
         (["--pairs", "x:3"], "--pairs takes whole numbers in 1..1000000, got 'x'"),
         (["--draws", "1"], "--draws must lie in 2..1000000, got 1"),
         (["--draws", "1000000"], "--draws must be at most 160771 in these dimensions"),

@@ -173,7 +173,7 @@ def test_without_an_overlap_there_is_no_crossover() -> None:
         (["--width", "3"], "--width must lie in 4..8, got 3"),
         (["--steps", "1"], "--steps must lie in 2..32, got 1"),
         (["--overlap", "-1"], "--overlap must be 0 or lie in 1e-05..1, got -1.0"),
-        (["--horizon", "0"], "--horizon must lie in 0.01..10, got 0.0"),
+        (["--horizon", "0"], "--horizon must lie in 0.01..1, got 0.0"),
         (["--momentum", "1"], "--momentum must lie in [0, 1), got 1.0"),
         (["--noise", "nan"], "--noise must lie in 0..1, got nan"),
         (["--decay", "2"], "--decay must lie in 0..1, got 2.0"),
