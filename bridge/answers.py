@@ -8,11 +8,15 @@ Looked for in this order; of several of one kind the last counts:
 - phrase: "The answer is N", "Answer: N", as in MetaMathQA.
 - last number: the last number of the text.
 
+What is stated behind "####" or "The answer is", begins with a number and is none ("12:30", "2\pi") gives no number, as
+in a box.
+
 A number is an integer, a decimal, a fraction (``3/4``, ``\frac{3}{4}``, ¾), a mixed number (``1 3/4``,
 ``1\frac{3}{4}``, 1¾) or a number times a power of ten (``2e3``, ``2 \times 10^{3}``, 2 thousand), with or without a
-sign, thousands separators, a currency or a unit. Of a percentage it is the number before the sign: 50 % is 50. A
-digit that belongs to a word or an exponent (H2O, cm^2) is none, nor are words ("five"). Values are fractions, so that
-comparison is exact: 0.5 equals 1/2, and 0.33 does not equal 1/3.
+sign, thousands separators (commas, spaces, apostrophes), a currency or a unit; "5k" is 5000. Digits around commas that
+separate no thousands ("3,5", "1,2,3") could be a decimal or several numbers, and count as none. Of a percentage it is
+the number before the sign: 50 % is 50. A digit that belongs to a word or an exponent (H2O, cm^2) is none, nor are words
+("five"). Values are fractions, so that comparison is exact: 0.5 equals 1/2, and 0.33 does not equal 1/3.
 """
 
 from __future__ import annotations
@@ -48,10 +52,15 @@ def find_answer(response: str) -> Answer | None:
         return _boxed(response, *boxes[-1])
     for rule, pattern in _STATED.items():
         for match in reversed(list(pattern.finditer(response))):
-            if found := _stated(match[1], alone=rule == "hashes"):
+            signed = "\n" not in response[match.start() : match.start(1)]
+            if found := _stated(match[1], rule == "hashes", signed):
                 return _moved(found, rule, match.start(1))
-    numbers = list(_numbers(response))
-    return Answer(numbers[-1][0], "last number", *numbers[-1][1:]) if numbers else None
+            heading = rule == "hashes" and response[match.end() :].strip() and _HEADING.match(match[1])
+            begins = _BEGINS.match(match[1])
+            if begins and (signed or not begins["minus"]) and not heading:
+                return None
+    *_, last = [None, *_numbers(response)]
+    return None if last is None or last[0] is None else Answer(last[0], "last number", *last[1:])
 
 
 def gold_answer(answer: str) -> Answer | None:
@@ -80,6 +89,9 @@ def _moved(found: tuple[Fraction, int, int], rule: Rule, place: int) -> Answer:
 
 _SEPARATOR = r"(?:,\\!|\\,|\{,\}|[,\u00a0\u2009\u202f])"
 _DIGITS = rf"(?:[0-9]{{1,3}}(?:{_SEPARATOR}[0-9]{{3}})+(?![0-9])|[0-9]+)"
+_SPACED = r"[1-9][0-9]{0,2}(?:[ '’][0-9]{3})+(?![0-9])(?:\.[0-9]+)?"
+_COMMAS = r"[0-9]+(?:[.,][0-9]+)*,[0-9]+(?:[.,][0-9]+)*"
+_THOUSANDS = r"[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?"
 _DECIMAL = rf"(?:{_DIGITS}(?:\.[0-9]+)?|(?<![0-9A-Za-z.])\.[0-9]+)"
 _MINUS = "-−–"
 _POWERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
@@ -91,32 +103,45 @@ def _part(name: str) -> str:
 
 
 _NUMBER = re.compile(
-    rf"(?:(?P<tex_whole>[0-9]+)\s*)?\\[dtc]?frac{_part('above')}{_part('below')}"
+    rf"(?P<ambiguous>(?<![0-9.,])(?!{_THOUSANDS}(?![.,]?[0-9])){_COMMAS})"
+    rf"|(?:(?P<tex_whole>[0-9]+)\s*)?\\[dtc]?frac{_part('above')}{_part('below')}"
     rf"|(?:(?P<whole>[0-9]+)[ \u00a0])?(?<!/)(?P<over>{_DECIMAL})\s?[/⁄]\s?(?P<under>{_DECIMAL})"
     r"(?![0-9]|\s?[/⁄]\s?[0-9])"
     r"|(?:(?P<before>[0-9]+)\s?)?(?P<vulgar>[¼-¾⅐-⅞])"
-    rf"|(?P<plain>{_DECIMAL})"
+    rf"|(?P<plain>{_SPACED}|{_DECIMAL})"
     r"(?:[eE](?P<exponent>[-+]?[0-9]+)(?![0-9A-Za-z])"
     r"|\s*(?:\\times|\\cdot|[×*x])\s*10\s*\^\s*(?:\{\s*(?P<braced>[-−]?[0-9]+)\s*\}|(?P<power>[-−]?[0-9]+))"
-    rf"|\s(?P<word>(?i:{'|'.join(_POWERS)}))\b)?"
+    rf"|\s(?P<word>(?i:{'|'.join(_POWERS)}))\b|(?P<kilo>[kK])(?![A-Za-z0-9]))?"
 )
-_BEFORE = re.compile(rf"(?P<outer>[{_MINUS}])?(?:\\?[$€£¥₹]\s?(?P<inner>[{_MINUS}])?)?\Z")
+_BEFORE = re.compile(
+    rf"(?:(?P<outer>[{_MINUS}])|(?<=[=≈(]) *(?P<apart>[{_MINUS}]) +)?(?:\\?[$€£¥₹]\s?(?P<inner>[{_MINUS}])?)?\Z"
+)
 _RAISED = re.compile(r"\s*\^(?!\s*\{?\s*\\circ)")  # the number before it is a base; "90^\circ" is 90
 
 
-def _numbers(text: str) -> Iterator[tuple[Fraction, int, int]]:
-    """Value, start and end (sign and currency included) of every number of a text, from left to right."""
+def _numbers(text: str) -> Iterator[tuple[Fraction | None, int, int]]:
+    """Value, start and end (sign and currency included) of every number of a text, from left to right.
+
+    The value is None where commas leave open which number, or numbers, it is.
+    """
     for found in _NUMBER.finditer(text):
         first = found.start()
         glued = first and (text[first - 1].isalpha() or text[first - 1] in "_^" or text[:first].endswith("^{"))
-        value = None if glued or _RAISED.match(text, found.end()) else _value(found)
+        if glued or _RAISED.match(text, found.end()):
+            continue
+        if found["ambiguous"]:
+            yield None, first, found.end()
+            continue
+        value = _value(found)
         if value is None:
             continue
-        around = _BEFORE.search(text, max(0, first - 5), first)
+        around = _BEFORE.search(text, max(0, first - 8), first)
         start, minus = first, 0
         if around is not None:
             start = around.start()
             minus = around["inner"] is not None
+            if around["apart"] is not None:
+                start, minus = around.start("apart"), minus + 1
             if around["outer"] is not None:
                 subtracts = _subtracts(text, start)
                 start, minus = (start + 1, minus) if subtracts else (start, minus + 1)
@@ -158,12 +183,13 @@ def _value(found: re.Match[str]) -> Fraction | None:
 def _scaled(found: re.Match[str]) -> Fraction | None:
     """A decimal times its power of ten."""
     written = next((found[name] for name in ("exponent", "braced", "power") if found[name] is not None), "0")
-    power = int(written.replace("−", "-")) + _POWERS.get((found["word"] or "").lower(), 0)
+    word = "thousand" if found["kilo"] else (found["word"] or "").lower()
+    power = int(written.replace("−", "-")) + _POWERS.get(word, 0)
     return None if abs(power) > _LONGEST else _decimal(found["plain"]) * Fraction(10) ** power
 
 
 def _decimal(text: str) -> Fraction:
-    return Fraction(re.sub(rf"{_SEPARATOR}|\s", "", text).translate(str.maketrans("−–", "--")))
+    return Fraction(re.sub(rf"{_SEPARATOR}|[\s'’]", "", text).translate(str.maketrans("−–", "--")))
 
 
 # ---------------------------------------------------------------------------------------- stated answers
@@ -174,41 +200,52 @@ _PHRASE = re.compile(
     re.IGNORECASE,
 )
 _STATED: dict[Rule, re.Pattern[str]] = {"hashes": re.compile(r"(?<!#)####(?!#)([^\n]*)"), "phrase": _PHRASE}
-_LEAD = re.compile(
-    r"(?:[\s*_:$({]|\\[(\[]|\b(?:approximately|about|exactly|simply|just|only|equal to|the answer is)\b)*",
-    re.IGNORECASE,
+_LEAD = (
+    r"(?:[\s*_:$({]|\\[(\[]|\b(?:approximately|about|exactly|simply|just|only|equal to|the answer is)\b)*"
+    rf"(?:(?P<minus>[{_MINUS}]|\b(?:minus|negative)\b)\s+)?"
 )
+_OPENING = re.compile(_LEAD, re.IGNORECASE)
+_BEGINS = re.compile(rf"{_LEAD}[{_MINUS}]?\\?[$€£¥₹]?\s*(?:\.?[0-9]|[¼-¾⅐-⅞]|\\[dtc]?frac)", re.IGNORECASE)
+_HEADING = re.compile(r"[\s*]*[0-9]+[.):]?\**\s+[^\W\d]")
 _NO_UNIT = r"(?:and|or|to|plus|minus|times|over|pi|sqrt|if|not|but|dozen)"
 _UNIT = rf"(?!{_NO_UNIT}\b)[A-Za-z]{{2,}}(?:\^\{{?[0-9]\}}?|[²³])?"
 _ALONE = re.compile(
-    rf"(?:[\s*$)}}]|\\[)\]]|\\?%|°|\^\s*\{{?\s*\\circ\s*\}}?|\\circ|{_UNIT}(?:\s*[/-]\s*{_UNIT})*)*", re.IGNORECASE
+    r"(?:[\s*$)}]|\.(?=\s*\Z)|(?<=[A-Za-z])!|\([^\W\d][^()0-9=]*\)|\\[)\]]|"
+    rf"\\?%|°|\^\s*\{{?\s*\\circ\s*\}}?|\\circ|{_UNIT}(?:\s*[/-]\s*{_UNIT})*)*",
+    re.IGNORECASE,
 )
 # What makes a larger expression of the number before it: an operator, a command, a variable with an operator.
-_GOES_ON = re.compile(r"\s*(?:[-+*/×÷·^=<>≤≥]\s*[-\w.$(\\]|\\(?![)\]%$])[A-Za-z]|[A-Za-z]\s*[-+*/^=])")
+_GOES_ON = re.compile(
+    r"\s*(?:[-+*/×÷·^=<>≤≥]\s*[-\w.$(\\]|\\(?![)\]%$])[A-Za-z]|[A-Za-z]\s*[-+*/^=]|[π√]|(?i:pi|sqrt)\b)|:[0-9]"
+)
 _EQUALS = re.compile(r"=|≈|\\approx\b")
 
 
-def _stated(text: str, alone: bool) -> tuple[Fraction, int, int] | None:
+def _stated(text: str, alone: bool, signed: bool = True) -> tuple[Fraction, int, int] | None:
     """The number that a short text states, itself or behind its last "=", with its place; None if it states none.
 
     Args:
         text: what stands behind "####" or "The answer is".
         alone: nothing but a unit may follow the number; else anything that does not go on with the expression.
+        signed: whether "- 5" is a number; at the start of a line it is an item of a list.
 
     """
-    found = _leading(text, 0, alone)
+    found = _leading(text, 0, alone, signed)
     signs = list(_EQUALS.finditer(text))
     if found is None and signs and not re.search(r"[;]|,(?![0-9]{3})|\b(?:and|or)\b", text[: signs[-1].start()]):
-        found = _leading(text, signs[-1].end(), alone)
+        found = _leading(text, signs[-1].end(), alone, signed=True)
     return found
 
 
-def _leading(text: str, place: int, alone: bool) -> tuple[Fraction, int, int] | None:
+def _leading(text: str, place: int, alone: bool, signed: bool) -> tuple[Fraction, int, int] | None:
     """The number that a text begins with at a place, if it stands there as `_stated` asks."""
     for value, start, end in _numbers(text[place:]):
         start, end = place + start, place + end
-        if _LEAD.fullmatch(text, place, start) is None:
+        before = _OPENING.fullmatch(text, place, start)
+        if before is None or value is None or (before["minus"] and not signed):
             return None
+        if before["minus"]:
+            value, start = -value, before.start("minus")
         fits = _ALONE.fullmatch(text, end) if alone else not _GOES_ON.match(text, end)
         return (value, start, end) if fits else None
     return None
@@ -258,6 +295,5 @@ def _boxed(text: str, start: int, end: int) -> Answer | None:
         return f" {inside} "
 
     content = _SPACES.sub(" ", _WORDS.sub(words, text[start:end].replace(",\\!", ",")))
-    content = re.sub(rf"^(\s*[{_MINUS}])\s+", r"\1", content)
     found = _stated(content, alone=True)
     return None if found is None else Answer(found[0], "boxed", start, end)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 ROLES = ("system", "user", "assistant")
@@ -13,6 +13,13 @@ class Message(TypedDict):
 
     role: str
     content: str
+
+
+def transcript(messages: Sequence[Message]) -> str:
+    """What is asked in turns that end in the user's: the text of a single turn, else every turn under its speaker."""
+    if len(messages) == 1:
+        return messages[0]["content"]
+    return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in messages)
 
 
 def text_field(record: Mapping[str, Any], field: str, may_be_empty: bool = False) -> str:

@@ -8,7 +8,8 @@ Writes a run folder: manifest.json, records.jsonl, harmfulness.json, report.html
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -83,9 +84,24 @@ def check_preset(preset: str) -> None:
 def check_limits(limits: Limits) -> None:
     """Raise UserError for limits that ask no judge."""
     at_least(1, limits, "attempts", "connections")
+    at_least(0, limits, "give_up")
     for name in ("timeout", "backoff", "longest_wait"):
         value = getattr(limits, name)
         require(0 < value < float("inf"), name, "a positive number of seconds", value)
+
+
+def make_settings(options: Mapping[str, Any]) -> tuple[Settings, Limits]:
+    """Settings and limits from options by the names of `main`, checked; those of None have their defaults."""
+    generation = {name: default if options[name] is None else options[name] for name, default in GENERATION.items()}
+    check_preset(generation["preset"])
+    if generation["max_new_tokens"] is None:
+        generation["max_new_tokens"] = DECODINGS[generation["preset"]].max_new_tokens
+    given = {field.name: options[field.name] for field in fields(Settings)} | generation
+    settings = Settings(**given | {"judge": tuple(options["judge"] or [REFUSAL])})
+    limits = Limits(**{field.name: options[field.name] for field in fields(Limits)})
+    check_limits(limits)
+    settings.check()
+    return settings, limits
 
 
 def main(
@@ -128,6 +144,9 @@ def main(
     backoff: Annotated[float, typer.Option(help="Seconds before the second request for an item; doubled.")] = 2.0,
     longest_wait: Annotated[float, typer.Option(help="Longest wait before a request, also by Retry-After.")] = 300.0,
     connections: Annotated[int, typer.Option(help="Requests to a judge at a time.")] = 16,
+    give_up: Annotated[
+        int, typer.Option(help="Items in a row without an answer that end the run; 0 to list them and go on.")
+    ] = 20,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Ask again about the failed items of a complete run.")
     ] = False,
@@ -147,17 +166,14 @@ def main(
     if rescore is not None and named:
         option = next(iter(named)).replace("_", "-")
         raise UserError(f"--{option}: expected none with --rescore, whose responses are there already")
-    generation = GENERATION | named
-    check_preset(generation["preset"])
-    if generation["max_new_tokens"] is None:
-        generation["max_new_tokens"] = DECODINGS[generation["preset"]].max_new_tokens
-    settings = Settings(
-        **generation, judge=tuple(judge or [REFUSAL]), dtype=dtype, device=device, batch_size=batch_size,
-        bootstrap=bootstrap, seed=seed, skip_bad_rows=skip_bad_rows, rescore=rescore,
+    settings, limits = make_settings(
+        {
+            **given, "judge": judge, "dtype": dtype, "device": device, "batch_size": batch_size,
+            "bootstrap": bootstrap, "seed": seed, "skip_bad_rows": skip_bad_rows, "rescore": rescore,
+            "attempts": attempts, "timeout": timeout, "backoff": backoff, "longest_wait": longest_wait,
+            "connections": connections, "give_up": give_up,
+        }
     )  # fmt: skip
-    limits = Limits(attempts, timeout, backoff, longest_wait, connections)
-    check_limits(limits)
-    settings.check()
     if rescore is None:
         resolve(settings.model)
     from bridge.harmfulness_run import run  # torch takes a second or two: wrong input should not wait for it

@@ -5,9 +5,11 @@ Nothing here is imported from them before it is needed.
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import io
 import re
+import sys
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -204,3 +206,11 @@ def place(model: Any, device: str) -> PreTrainedModel:
         raise UserError(
             f"the model does not fit into {device}: try --dtype bfloat16, a smaller model, or --device cpu"
         ) from error
+
+
+def free_memory() -> None:
+    """Give back what models that nothing refers to any more hold, on the GPU too."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -63,8 +63,8 @@ class Settings:
         require(self.rank <= most, "rank", f"at most {most}, the number of samples (rows × draws)", self.rank)
 
 
-def labelled(specs: list[str]) -> dict[str, str]:
-    """Changes by label: LABEL=PATH, or PATH under the last part of its own name.
+def labelled(specs: list[str], option: str = "delta") -> dict[str, str]:
+    """Changes by label: LABEL=PATH, or PATH under the last part of its own name; `option` is named in errors.
 
     Raises:
         UserError: two changes of one label, or a path that does not exist.
@@ -77,12 +77,12 @@ def labelled(specs: list[str]) -> dict[str, str]:
             label, path = Path(spec).name or spec, spec
         usable = re.fullmatch(r"[\w.+ -]+", label) is not None and label not in _TAKEN
         wanted = f"a label of letters, digits and . + - _, other than {' and '.join(_TAKEN)} (LABEL=PATH)"
-        require(usable, "delta", wanted, repr(label))
-        require(label not in found, "delta", "different labels (LABEL=PATH)", f"{label} twice")
+        require(usable, option, wanted, repr(label))
+        require(label not in found, option, "different labels (LABEL=PATH)", f"{label} twice")
         if not Path(path).expanduser().exists():
             raise UserError(
-                f"--delta: no such change of weights: {path}; expected a run folder of bridge.finetune, an adapter's "
-                f"folder, a delta.safetensors, or a moved model's folder"
+                f"--{option}: no such change of weights: {path}; expected a run folder of bridge.finetune, an "
+                f"adapter's folder, a delta.safetensors, or a moved model's folder"
             )
         found[label] = path
     return found

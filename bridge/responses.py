@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 
 from bridge.chat import ChatFormat
+from bridge.conversations import transcript
 from bridge.generate import Decoding, Response, check_room, generate_texts
 from bridge.models import LoadedModel
 from bridge.records import Record, read_records, write_records
@@ -104,5 +105,5 @@ def _record(name: str, row: Row, prompt_tokens: int, answer: Response, seconds: 
 
 
 def question(row: Row) -> str:
-    """The last thing that the user says in a row."""
-    return next(message["content"] for message in reversed(row.messages) if message["role"] == "user")
+    """What is asked in a row: its prompt, or where it has several turns all of them; an answer is left out."""
+    return transcript(row.messages[:-1] if row.messages[-1]["role"] == "assistant" else row.messages)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,9 +23,12 @@ def measure(kind: Kind, value: float | None, ends: Any = None, count: int | None
 def utility(folder: Path) -> dict[str, Measure]:
     """The accuracy of a run of `bridge.utility`."""
     found = read_result(folder / "utility.json")
-    return {
-        f"accuracy on {found['data']['name']}": measure("share", found["accuracy"], found["interval"], found["items"])
-    }
+    return accuracy(found["data"]["name"], found)
+
+
+def accuracy(name: str, found: Mapping[str, Any]) -> dict[str, Measure]:
+    """The accuracy on a set of that name in a summary as `bridge.utility_run.summary` makes it."""
+    return {f"accuracy on {name}": measure("share", found["accuracy"], found["interval"], found["items"])}
 
 
 def training(folder: Path) -> tuple[dict[str, Any], dict[str, Measure]]:
@@ -50,11 +54,15 @@ def overlap(folder: Path, label: str) -> dict[str, Measure]:
 
 
 def harmfulness(folder: Path) -> dict[str, Measure]:
-    """What each judge of a run of `bridge.harmfulness` found; the judge "refusal" gives a refusal rate.
+    """What each judge of a run of `bridge.harmfulness` found."""
+    return verdicts(read_result(folder / "harmfulness.json"))
+
+
+def verdicts(found: Mapping[str, Any]) -> dict[str, Measure]:
+    """What each judge found, from the content of a harmfulness.json; the judge "refusal" gives a refusal rate.
 
     Where some items have no score, the measure's note gives the bounds of the mean over all items.
     """
-    found = read_result(folder / "harmfulness.json")
     measures: dict[str, Measure] = {}
     if (refused := found["refusals"]) is not None:
         measures[REFUSALS] = measure("share", refused["rate"], refused["interval"], refused["total"])
@@ -70,7 +78,11 @@ def harmfulness(folder: Path) -> dict[str, Measure]:
 
 def unanswered(folder: Path) -> str | None:
     """A line about the items of a run of `bridge.harmfulness` that a judge did not answer; None if there are none."""
-    judges = read_result(folder / "harmfulness.json")["judges"]
+    return not_answered(read_result(folder / "harmfulness.json")["judges"])
+
+
+def not_answered(judges: Mapping[str, Any]) -> str | None:
+    """The same from the judges' part of its content."""
     failed = {name: scores["status"]["failed"] for name, scores in judges.items() if scores["status"]["failed"]}
     parts = [f"{name} did not answer on {count} of {judges[name]['total']} items" for name, count in failed.items()]
     return f"{', '.join(parts)}; the same command asks again" if parts else None

@@ -76,16 +76,17 @@ def notes(found: Mapping[str, Any]) -> list[str]:
 def markdown(found: Mapping[str, Any]) -> str:
     """table1.md."""
     headings, cells = table_of(found)
-    lines = [f"# {_plain(found['title'])}", "", _line(headings), _line(["---"] * len(headings))]
-    lines += [_line(row) for row in cells]
-    return "\n".join([*lines, "", *(f"- {_plain(note)}" for note in notes(found))]) + "\n"
+    lines = [f"# {plain(found['title'])}", "", markdown_line(headings), markdown_line(["---"] * len(headings))]
+    lines += [markdown_line(row) for row in cells]
+    return "\n".join([*lines, "", *(f"- {plain(note)}" for note in notes(found))]) + "\n"
 
 
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(_plain(cell) for cell in cells)} |"
+def markdown_line(cells: Sequence[str]) -> str:
+    """A line of a table in Markdown."""
+    return f"| {' | '.join(plain(cell) for cell in cells)} |"
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text that Markdown shows as it is."""
     return re.sub(r"([\\`*_<>|\[\]#~])", r"\\\1", " ".join(text.split()))
 

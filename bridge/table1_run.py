@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import io
 import json
 import shutil
-import sys
 import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -16,8 +12,11 @@ from typing import Any
 
 from bridge import table1_measures as measures
 from bridge import table1_report
+from bridge.loading import free_memory
+from bridge.settings_file import command_main, run_quietly
 from bridge.skill import run_name
-from bridge.table1_settings import TableSet, TableSettings, command_main
+from bridge.table1_contents import Contents, TableContents, differences
+from bridge.table1_settings import TableSet, TableSettings
 from commands.errors import UserError
 from commands.progress import Progress
 from commands.store import SCHEMA_VERSION, RunFolder, read_result, short_hash, write_atomically, write_json
@@ -30,18 +29,22 @@ _CHANGE = "change"
 
 @dataclass
 class _Stages:
-    """The commands of one row, run one after the other; what fails is kept with its reason."""
+    """The commands of one row, run one after the other; what fails is kept with its reason.
+
+    `refused` says that one of them found options, data or a model that cannot be used.
+    """
 
     folder: Path
     settings: TableSettings
     progress: Progress
     failures: dict[str, str] = field(default_factory=dict)
+    refused: bool = False
 
     def run(self, command: str, **options: Any) -> Path | None:
         """Run one command into a folder of its name; returns the folder, or None if it failed.
 
-        Its closing table is not shown. Errors of the user's input, of memory, of the disk and of torch are the row's;
-        the traceback of those that are not the user's is kept beside the row.
+        Its closing table is not shown. Whatever goes wrong is the row's, so that the others go on; the traceback of
+        what is no error of the user's input is kept beside the row.
         """
         out = self.folder / command
         self.progress.say(f"--- {self.folder.name}: {command}")
@@ -50,28 +53,26 @@ class _Stages:
         if self.settings.device is not None:
             options["device"] = self.settings.device
         try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                command_main(command)(seed=self.settings.seed, out=out, **options)
+            run_quietly(command_main(command), {"seed": self.settings.seed, "out": out, **options})
         except UserError as error:
+            self.refused = True
             self._failed(command, " ".join(str(error).split()))
-        except (RuntimeError, MemoryError, OSError) as error:
+        except Exception as error:  # of any library below: one row's failure must not take the table with it
             write_atomically(log, traceback.format_exc().encode())
             first = next(iter(str(error).splitlines()), "")
-            self._failed(command, f"{type(error).__name__}: {first}; see {log.name}")
+            self._failed(command, f"{': '.join(filter(None, (type(error).__name__, first)))}; see {log.name}")
         finally:
-            _free_memory()
+            free_memory()
         return None if command in self.failures else out
+
+    def check(self, contents: Contents) -> None:
+        """Where every command went well, all of them must have read what the table was started on."""
+        if not self.failures and (changed := differences(self.folder, contents)):
+            self._failed("contents", f"changed while the table was filled ({'; '.join(changed[:4])})")
 
     def _failed(self, command: str, reason: str) -> None:
         self.failures[command] = reason
         self.progress.say(f"failed: {reason}")
-
-
-def _free_memory() -> None:
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def run(settings: TableSettings, name: str, out: Path | None = None, quiet: bool = False) -> bool:
@@ -84,17 +85,20 @@ def run(settings: TableSettings, name: str, out: Path | None = None, quiet: bool
         quiet: print nothing.
 
     Raises:
-        UserError: the folder is another run's or cannot be written. What goes wrong in a row is the row's.
+        UserError: the folder is another run's, holds rows made from other contents, or cannot be written; or a set on
+            which every model is measured cannot be read. What goes wrong in a row is the row's.
 
     """
     progress = Progress(quiet)
+    contents = TableContents(settings, progress.say)
     identity = json.loads(json.dumps(asdict(settings), default=str))
     folder = RunFolder(out or Path("runs") / "table1" / f"{run_name(name)}-{short_hash(identity)}", COMMAND, identity)
     try:
+        _refuse_other_contents(settings, contents, folder.path)
         if folder.complete:
             progress.say(f"complete already: {folder.path}{folder.made_with()}")
         else:
-            _fill(settings, folder, progress)
+            _fill(settings, contents, folder, progress)
         found = read_result(folder.path / "table1.json")
         done = all(row["status"] == "done" for row in found["rows"])
         if done and not folder.complete:
@@ -107,25 +111,50 @@ def run(settings: TableSettings, name: str, out: Path | None = None, quiet: bool
     return done
 
 
-def _fill(settings: TableSettings, folder: RunFolder, progress: Progress) -> None:
-    """Every row of the table, in the order of models, methods and sets; the files are written after each."""
-    _refuse_same_folders(settings)
-    wanted = [
-        (model, method, each) for model in settings.models for method in settings.methods for each in settings.sets
+def _wanted(settings: TableSettings, out: Path) -> list[tuple[str, str, TableSet, Path]]:
+    """Model, method, set and folder of every row, in the order of models, methods and sets."""
+    return [
+        (model, method, each, out / "rows" / f"{run_name(model)}--{method}--{each.name}")
+        for model in settings.models
+        for method in settings.methods
+        for each in settings.sets
     ]
-    places = [folder.path / "rows" / f"{run_name(model)}--{method}--{each.name}" for model, method, each in wanted]
+
+
+def _before_place(model: str, out: Path) -> Path:
+    return out / "before" / run_name(model)
+
+
+def _refuse_other_contents(settings: TableSettings, contents: TableContents, out: Path) -> None:
+    """Raise UserError if what is done already was made from other contents than are there now."""
+    done = {_before_place(model, out): contents.of_measures(model) for model in settings.models}
+    done |= {path: contents.of_row(model, method, each) for model, method, each, path in _wanted(settings, out)}
+    for path, now in done.items():
+        if (path / ROW).exists() and (changed := differences(path, now)):
+            raise UserError(
+                f"--out: {out} holds numbers made from other contents ({path.name}: {'; '.join(changed[:4])}); "
+                "choose another folder, or restore the contents"
+            )
+
+
+def _fill(settings: TableSettings, contents: TableContents, folder: RunFolder, progress: Progress) -> None:
+    """Every row of the table; the files are written after each."""
+    _refuse_same_folders(settings)
+    wanted = _wanted(settings, folder.path)
     rows = [
-        read_result(path / ROW) if (path / ROW).exists() else _pending(*row)
-        for row, path in zip(wanted, places, strict=True)
+        read_result(path / ROW) if (path / ROW).exists() else _pending(model, method, each)
+        for model, method, each, path in wanted
     ]
     for left in folder.path.glob("*/*/.*.tmp"):  # a killed process was writing it
         left.unlink()
     _write(settings, rows, folder.path)
     before: dict[str, dict[str, Any]] = {}
-    for k, (model, _, each) in enumerate(wanted):
+    for k, (model, method, each, path) in enumerate(wanted):
         if model not in before:
-            before[model] = _before(model, settings, folder.path / "before" / run_name(model), progress)
-        rows[k] = _row(rows[k], before[model], settings, each, places[k], progress)
+            stages = _Stages(_before_place(model, folder.path), settings, progress)
+            before[model] = _before(model, stages, contents.of_measures(model))
+        stages = _Stages(path, settings, progress)
+        rows[k] = _row(rows[k], before[model], each, stages, contents.of_row(model, method, each))
         _write(settings, rows, folder.path)
         folder.note_progress()
 
@@ -141,15 +170,15 @@ def _pending(model: str, method: str, each: TableSet) -> dict[str, Any]:
             "failures": {}, "before": {}, "after": {}, "change": {}, "training": {}}  # fmt: skip
 
 
-def _before(model: str, settings: TableSettings, path: Path, progress: Progress) -> dict[str, Any]:
-    """Measures of the model before any fine-tuning, and what of them failed."""
-    if (path / ROW).exists():
-        return read_result(path / ROW)
-    stages = _Stages(path, settings, progress)
+def _before(model: str, stages: _Stages, contents: Contents) -> dict[str, Any]:
+    """Measures of the model before any fine-tuning, what of them failed, and whether its rows can be filled at all."""
+    if (stages.folder / ROW).exists():
+        return read_result(stages.folder / ROW)
     found = {"before": _evaluate(stages, model, None), "failures": stages.failures}
+    stages.check(contents)
     if not stages.failures:
-        write_json(path / ROW, found)
-    return found
+        write_json(stages.folder / ROW, found)
+    return found | {"refused": stages.refused}
 
 
 def _evaluate(stages: _Stages, model: str, delta: Path | None) -> dict[str, Any]:
@@ -170,27 +199,17 @@ def _evaluate(stages: _Stages, model: str, delta: Path | None) -> dict[str, Any]
 
 
 def _row(
-    row: Mapping[str, Any],
-    before: Mapping[str, Any],
-    settings: TableSettings,
-    each: TableSet,
-    path: Path,
-    progress: Progress,
+    row: Mapping[str, Any], before: Mapping[str, Any], each: TableSet, stages: _Stages, contents: Contents
 ) -> dict[str, Any]:
     """One row, from its file if it was done before."""
+    path, settings = stages.folder, stages.settings
     if (path / ROW).exists():
         _drop_weights(path, settings)  # the process may have died just before
         return read_result(path / ROW)
-    stages = _Stages(path, settings, progress)
     found = {**row, "before": before["before"]}
-    options = settings.finetune_options(row["method"], each)
-    tuned = stages.run("finetune", model=row["model"], data=each.data, method=row["method"], **options)
-    if tuned is not None:
-        found["training"], found["change"] = measures.training(tuned)
-        found["after"] = _evaluate(stages, row["model"], tuned)
-        if settings.overlap is not None:
-            scored = stages.run("overlap", model=row["model"], delta=[f"{_CHANGE}={tuned}"], **settings.overlap)
-            found["change"] |= measures.overlap(scored, _CHANGE) if scored else {}
+    if not before.get("refused"):  # or its own measures would be refused too, after a fine-tune
+        found |= _tuned(row, each, stages)
+        stages.check(contents)
     earlier = {f"{stage} before": reason for stage, reason in before["failures"].items()}
     found["failures"] = earlier | stages.failures
     found["status"] = "failed" if found["failures"] else "done"
@@ -198,6 +217,21 @@ def _row(
         write_json(path / ROW, found)
         _drop_weights(path, settings)
     return found
+
+
+def _tuned(row: Mapping[str, Any], each: TableSet, stages: _Stages) -> dict[str, Any]:
+    """Fine-tune, and measure what that gave, as far as it goes."""
+    settings, model = stages.settings, row["model"]
+    options = settings.finetune_options(row["method"], each)
+    tuned = stages.run("finetune", model=model, data=each.data, method=row["method"], **options)
+    if tuned is None:
+        return {}
+    training, change = measures.training(tuned)
+    after = _evaluate(stages, model, tuned)
+    if settings.overlap is not None:
+        scored = stages.run("overlap", model=model, delta=[f"{_CHANGE}={tuned}"], **settings.overlap)
+        change |= measures.overlap(scored, _CHANGE) if scored else {}
+    return {"training": training, "change": change, "after": after}
 
 
 def _drop_weights(path: Path, settings: TableSettings) -> None:

@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import re
-import tomllib
-import types
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from typing import Any
 
-from bridge.judges import read_judge
+from bridge import finetune, harmfulness, overlap, utility
 from bridge.models import resolve
-from bridge.sets import NAMED_SETS, unknown_name
+from bridge.settings_file import Options, SettingsReader, check_set, read_toml, with_defaults
 from commands.errors import UserError
 
 SHIPPED = {"offline": "table1-offline.toml", "paper": "table1-paper.toml"}
 """Settings that come with the package, by name."""
 
 COMMANDS = ("finetune", "harmfulness", "utility", "overlap")
-_FOLDER = Path(__file__).with_name("settings")
 _METHODS = ("lora", "full")
 # Options that the table itself gives to its commands, or that a row has no use for.
 _OWNED = {"model", "delta", "method", "seed", "device", "out", "show_preset", "rescore", "retry_failed"}
-_TOP: dict[str, Any] = {
+_TOP: dict[str, type] = {
     "title": str, "models": list, "methods": list, "sets": list, "seed": int, "device": str, "keep_weights": bool,
     "finetune": dict, "harmfulness": dict, "utility": dict, "overlap": dict,
 }  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
-
-Options = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -80,60 +72,30 @@ def read_settings(spec: str) -> TableSettings:
 
     Raises:
         UserError: there is no such file, it is not TOML, a key is unknown (with the nearest ones), a value has the
-            wrong type, or a model, set or judge is not known or not ready.
+            wrong type or one that no run can have, or a model, set or judge is not known or not ready.
 
     """
-    path = _FOLDER / SHIPPED[spec] if spec in SHIPPED else Path(spec).expanduser()
-    try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"--settings: no such file: {spec}; give a TOML file, or {' or '.join(SHIPPED)}") from None
-    except OSError as error:
-        raise UserError(f"--settings: {spec} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"--settings: {spec} is not TOML: {error}") from None
-    settings = _Reader(spec).settings(found)
-    _check_names(spec, settings)
+    found = read_toml(spec, SHIPPED)
+    reader = _Reader(spec, _OWNED)
+    settings = reader.settings(found)
+    with reader.naming_file():
+        _check(settings)
     return settings
 
 
-@cache
-def command_main(command: str) -> Any:
-    """The function behind `python -m bridge.COMMAND`; its options are its parameters."""
-    return importlib.import_module(f"bridge.{command}").main
-
-
-@cache
-def command_options(command: str) -> dict[str, Any]:
-    """Types of the options that a settings file may give to a command, by name."""
-    hints = get_type_hints(command_main(command))
-    owned = _OWNED | {"return"} | ({"data"} if command == "finetune" else set())
-    return {name: hint for name, hint in hints.items() if name not in owned}
-
-
-class _Reader:
-    """Turns a TOML document into settings; errors name the file and the key."""
-
-    def __init__(self, file: str) -> None:
-        self._file = file
-
-    def _error(self, where: str, wanted: str, got: object) -> UserError:
-        return UserError(f"--settings {self._file}: {where}: expected {wanted}, got {got!r}")
+class _Reader(SettingsReader):
+    """Turns a TOML document into settings."""
 
     def settings(self, found: Mapping[str, Any]) -> TableSettings:
-        self._known("", found, _TOP)
-        for name, kind in _TOP.items():
-            if name in found and (not isinstance(found[name], kind) or (kind is int and isinstance(found[name], bool))):
-                raise self._error(name, _KINDS[kind], found[name])
+        self.top(found, _TOP)
         by_method = {m: found["finetune"][m] for m in _METHODS if m in found.get("finetune", {})}
         for method, options in by_method.items():
-            if not isinstance(options, dict):
-                raise self._error(f"finetune.{method}", _KINDS[dict], options)
+            self.table(f"finetune.{method}", options)
         tuning = {k: v for k, v in found.get("finetune", {}).items() if k not in by_method}
-        measured = {name: self._options(name, name, found[name]) if name in found else None for name in COMMANDS[1:]}
+        measured = {name: self.options(name, name, found[name]) if name in found else None for name in COMMANDS[1:]}
         if not any(options is not None for options in measured.values()):
             raise UserError(
-                f"--settings {self._file}: nothing is measured: expected [harmfulness], [utility] or [overlap]"
+                f"--settings {self.file}: nothing is measured: expected [harmfulness], [utility] or [overlap]"
             )
         return TableSettings(
             title=found.get("title", "Fine-tuning and what it does"),
@@ -143,110 +105,96 @@ class _Reader:
             seed=found.get("seed", 0),
             device=found.get("device"),
             keep_weights=found.get("keep_weights", True),
-            finetune=self._options("finetune", "finetune", tuning),
-            finetune_by_method={m: self._options(f"finetune.{m}", "finetune", o) for m, o in by_method.items()},
+            finetune=self._finetune("finetune", tuning),
+            finetune_by_method={m: self._finetune(f"finetune.{m}", o) for m, o in by_method.items()},
             **measured,
         )
 
-    def _known(self, where: str, found: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-        for name in found:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-                hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}"
-                place = f"{where}: unknown option" if where else "unknown key"
-                raise UserError(f"--settings {self._file}: {place} {name!r}; {hint}")
+    def _finetune(self, where: str, found: Options) -> dict[str, Any]:
+        return self.options(where, "finetune", found, without=["data"])
 
     def _names(self, found: Mapping[str, Any], key: str, allowed: Sequence[str] | None) -> tuple[str, ...]:
         wanted = f"a list of {' and '.join(allowed)}" if allowed else "a list of names"
         names = found.get(key)
         if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-            raise self._error(key, wanted, names)
+            raise self.error(key, wanted, names)
         if len(set(names)) < len(names) or (allowed and not set(names) <= set(allowed)):
-            raise self._error(key, f"{wanted}, each once", names)
+            raise self.error(key, f"{wanted}, each once", names)
         return tuple(names)
 
     def _sets(self, found: Mapping[str, Any]) -> tuple[TableSet, ...]:
         sets: list[TableSet] = []
-        known = {"name": str, "data": str, **command_options("finetune")}
+        known = {"name": str, "data": str, **self.command_options("finetune", without=["data"])}
         for number, entry in enumerate(found.get("sets", []), start=1):
             where = f"sets, entry {number}"
             if not isinstance(entry, dict) or not isinstance(entry.get("data"), str):
-                raise self._error(where, 'a table with data = "NAME"', entry)
-            self._known(where, entry, known)
+                raise self.error(where, 'a table with data = "NAME"', entry)
+            self.known(where, entry, known)
             name = entry.get("name", entry["data"].partition("=")[0])
             if not isinstance(name, str) or not _NAME.fullmatch(name):
-                raise self._error(f"{where}: name", "letters, digits and . + - _", name)
+                raise self.error(f"{where}: name", "letters, digits and . + - _", name)
             if name.lower() in {other.name.lower() for other in sets}:
-                raise self._error(f"{where}: name", "different names", f"{name} twice")
+                raise self.error(f"{where}: name", "different names", f"{name} twice")
             options = {k: v for k, v in entry.items() if k not in ("name", "data")}
-            sets.append(TableSet(name, entry["data"], self._options(where, "finetune", options)))
+            sets.append(TableSet(name, entry["data"], self._finetune(where, options)))
         if not sets:
-            raise self._error("sets", "at least one [[sets]] entry", found.get("sets"))
+            raise self.error("sets", "at least one [[sets]] entry", found.get("sets"))
         return tuple(sets)
 
-    def _options(self, where: str, command: str, found: Mapping[str, Any]) -> dict[str, Any]:
-        """The options of one command, checked by the types of its parameters."""
-        known = command_options(command)
-        self._known(where, found, known)
-        options: dict[str, Any] = {}
-        for name, value in found.items():
-            read = _read_value(value, known[name])
-            if read is None:
-                raise self._error(f"{where}: {name}", _describe(known[name]), value)
-            options[name] = read
-        return options
+
+def measured_sets(settings: TableSettings) -> dict[tuple[str, str], str]:
+    """The sets on which every model is measured, by the command and the option that name them."""
+    found: dict[tuple[str, str], str | None] = {}
+    if settings.harmfulness is not None:
+        prompts = settings.harmfulness.get("prompts")
+        found["harmfulness", "prompts"] = harmfulness.GENERATION["prompts"] if prompts is None else prompts
+    if settings.utility is not None:
+        data = with_defaults("utility", settings.utility)["data"]
+        found["utility", "data"] = utility.HELDOUT.get(data, data)
+    if settings.overlap is not None:
+        options = with_defaults("overlap", settings.overlap)
+        found |= {("overlap", name): options[name] for name in ("skill", "refusals")}
+    return {place: spec for place, spec in found.items() if spec is not None}
 
 
-_KINDS: dict[Any, str] = {
-    str: "a text", int: "a whole number", float: "a number", bool: "true or false", dict: "a table of options",
-    list: "a list",
-}  # fmt: skip
+def _check(settings: TableSettings) -> None:
+    """Raise UserError for what no run could use: a model, set, judge or option; without the network or any work."""
+    for model in settings.models:
+        resolve(model)
+    for each in settings.sets:
+        for method in settings.methods:
+            options = {**settings.finetune_options(method, each), "data": each.data, "method": method}
+            with _naming("finetune"):
+                finetune.make_settings(with_defaults("finetune", _common(settings) | options))
+            for option in ("data", "mix", "skill"):
+                if options.get(option) is not None:
+                    with _naming(f"finetune: {option}"):
+                        check_set(options[option])
+    for (command, option), spec in measured_sets(settings).items():
+        with _naming(f"{command}: {option}"):
+            check_set(spec)
+    if settings.harmfulness is not None:
+        with _naming("harmfulness"):
+            harmfulness.make_settings(with_defaults("harmfulness", _common(settings) | dict(settings.harmfulness)))
+    if settings.utility is not None:
+        with _naming("utility"):
+            utility.make_settings(with_defaults("utility", _common(settings) | dict(settings.utility)))
+    if settings.overlap is not None:
+        with _naming("overlap"):
+            given = with_defaults("overlap", _common(settings) | dict(settings.overlap)) | {
+                "delta": {"change": "a row's"}
+            }
+            overlap.Settings(**{field.name: given[field.name] for field in fields(overlap.Settings)}).check()
 
 
-def _alternatives(hint: Any) -> list[Any]:
-    if get_origin(hint) in (Union, types.UnionType):
-        return [each for each in get_args(hint) if each is not types.NoneType]
-    return [hint]
+def _common(settings: TableSettings) -> dict[str, Any]:
+    return {"seed": settings.seed, "device": settings.device}
 
 
-def _read_value(value: object, hint: Any) -> Any:
-    """The value as a parameter of that type takes it; None if it does not."""
-    for each in _alternatives(hint):
-        if get_origin(each) is Literal and value in get_args(each) and isinstance(value, str):
-            return value
-        if get_origin(each) is list:
-            many = [value] if isinstance(value, str) else value
-            if isinstance(many, list) and many and all(isinstance(item, str) for item in many):
-                return many
-        elif each is float and isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-        elif isinstance(each, type) and type(value) is each:
-            return value
-        elif each is Path and isinstance(value, str):
-            return Path(value)
-    return None
-
-
-def _describe(hint: Any) -> str:
-    parts = []
-    for each in _alternatives(hint):
-        if get_origin(each) is Literal:
-            parts.append(" or ".join(get_args(each)))
-        else:
-            parts.append("texts" if get_origin(each) is list else _KINDS.get(each, "a path"))
-    return " or ".join(parts)
-
-
-def _check_names(file: str, settings: TableSettings) -> None:
-    """Raise UserError for a model, set or judge that no run could use; without the network, and before any work."""
+@contextmanager
+def _naming(place: str) -> Iterator[None]:
+    """Errors of the user's input inside name a section of the file."""
     try:
-        for model in settings.models:
-            resolve(model)
-        for spec in (each.data for each in settings.sets):
-            name, _, _ = spec.partition("=")
-            if name not in NAMED_SETS and not Path(spec).exists() and not any(mark in name for mark in "./"):
-                raise unknown_name(name)
-        for judge in settings.judges():
-            read_judge(judge).require_ready()
+        yield
     except UserError as error:
-        raise UserError(f"--settings {file}: {error}") from error
+        raise UserError(f"[{place}] {error}") from error

@@ -7,9 +7,10 @@ Writes a run folder: manifest.json, records.jsonl, utility.json and report.html.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -48,6 +49,17 @@ class Settings:
         at_least(1, self, "max_new_tokens", "batch_size")
         if self.delta is not None:
             require(Path(self.delta).expanduser().exists(), "delta", "a change of weights that exists", self.delta)
+
+
+def make_settings(options: Mapping[str, Any]) -> Settings:
+    """Settings from options by the names of `main`, checked; without `max_new_tokens` it is the preset's."""
+    longest = options["max_new_tokens"]
+    if longest is None:
+        longest = find_decoding(options["preset"]).max_new_tokens
+    given = {field.name: options[field.name] for field in fields(Settings)}
+    settings = Settings(**given | {"max_new_tokens": longest})
+    settings.check()
+    return settings
 
 
 def find_decoding(preset: str) -> DecodingPreset:
@@ -91,12 +103,13 @@ def main(
     number of the answer. It must equal the set's own exactly. An answer without a number is wrong, and counted
     apart; so is one that was cut. The same command again goes on with a run that was stopped.
     """
-    settings = Settings(
-        model=model, delta=delta, data=data, num=num, shots=shots, preset=preset,
-        max_new_tokens=find_decoding(preset).max_new_tokens if max_new_tokens is None else max_new_tokens,
-        dtype=dtype, device=device, batch_size=batch_size, seed=seed, skip_bad_rows=skip_bad_rows,
+    settings = make_settings(
+        {
+            "model": model, "delta": delta, "data": data, "num": num, "shots": shots, "preset": preset,
+            "max_new_tokens": max_new_tokens, "dtype": dtype, "device": device, "batch_size": batch_size,
+            "seed": seed, "skip_bad_rows": skip_bad_rows,
+        }
     )  # fmt: skip
-    settings.check()
     resolve(model)
     from bridge.utility_run import run  # torch takes a second or two to import: wrong input should not wait for it
 

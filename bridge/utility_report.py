@@ -37,6 +37,8 @@ def lines(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         rows.append(
             ("rows left out", str(left_out), f"of {found['data']['rows']}: their own answer is no single number")
         )
+    if repeated := found["data"].get("repeated", 0):
+        rows.append(("repeated questions", str(repeated), "rows not taken: a shot solves a question that is asked"))
     return rows
 
 

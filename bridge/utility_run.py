@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bridge import utility_report
 from bridge.answers import RULES, find_answer
 from bridge.data import RowSet, load_rows
+from bridge.generate import Decoding
 from bridge.models import LoadedModel
 from bridge.problems import Problem, Problems, choose_problems
 from bridge.records import NAME, Record, write_records
 from bridge.responses import answer_prompts, prompt_ids
+from bridge.rows import Row
 from bridge.skill import run_name
 from bridge.subjects import open_subject, subject_identity
 from bridge.utility import HELDOUT, find_decoding
 from commands.errors import UserError
 from commands.progress import Progress
-from commands.store import SCHEMA_VERSION, RunFolder, read_result, short_hash, write_json
+from commands.store import SCHEMA_VERSION, Checkpoints, RunFolder, read_result, short_hash, write_json
 from theory.proportions import wilson_interval
 
 if TYPE_CHECKING:
@@ -27,6 +29,49 @@ if TYPE_CHECKING:
 
 COMMAND = "bridge.utility"
 JUDGE = "exact match"
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What a run asks of a model: problems chosen from a set, and how the answers are decoded."""
+
+    settings: Settings
+    rows: RowSet
+    problems: Problems
+
+    @property
+    def prompts(self) -> list[Row]:
+        """The problems as the model gets them."""
+        return [problem.prompt for problem in self.problems.chosen]
+
+    @property
+    def decoding(self) -> Decoding:
+        """How the answers are decoded."""
+        return find_decoding(self.settings.preset).seeded(self.settings.seed)
+
+    def identity(self, subject: LoadedModel) -> dict[str, Any]:
+        """What of the questions decides the numbers; UserError where one does not fit the model."""
+        ids = prompt_ids(subject, self.prompts, self.settings.max_new_tokens)
+        return {
+            "decoding": asdict(self.decoding),
+            "data_sha256": self.rows.sha256,
+            "prompts": short_hash([[row.line for row in self.prompts], ids]),
+            "expected": short_hash([str(problem.expected) for problem in self.problems.chosen]),
+        }
+
+    def ask(self, subject: LoadedModel, folder: Checkpoints, progress: Progress) -> list[Record]:
+        """The model's answers, compared with the right ones, in the order of the problems."""
+        answers = answer_prompts(
+            subject, self.prompts, self.decoding, self.settings.max_new_tokens, self.settings.batch_size, folder,
+            progress, name=self.rows.name, stage="answers",
+        )  # fmt: skip
+        return [checked(record, problem) for record, problem in zip(answers, self.problems.chosen, strict=True)]
+
+
+def prepare(settings: Settings, progress: Progress) -> Questions:
+    """Read the set and choose the problems; UserError if either cannot be."""
+    rows = _load(settings, progress)
+    return Questions(settings, rows, choose_problems(rows, settings.num, settings.shots, settings.seed))
 
 
 def run(settings: Settings, out: Path | None = None, quiet: bool = False) -> Path:
@@ -38,8 +83,7 @@ def run(settings: Settings, out: Path | None = None, quiet: bool = False) -> Pat
     """
     settings.check()
     progress = Progress(quiet)
-    rows = _load(settings, progress)
-    problems = choose_problems(rows, settings.num, settings.shots, settings.seed)
+    questions = prepare(settings, progress)
     subject = open_subject(
         settings.model,
         settings.delta,
@@ -48,20 +92,13 @@ def run(settings: Settings, out: Path | None = None, quiet: bool = False) -> Pat
         seed=settings.seed,
         report=progress.say,
     )
-    ids = prompt_ids(subject, [problem.prompt for problem in problems.chosen], settings.max_new_tokens)
-    identity = asdict(settings) | {
-        **subject_identity(subject),
-        "decoding": asdict(find_decoding(settings.preset).seeded(settings.seed)),
-        "data_sha256": rows.sha256,
-        "prompts": short_hash([[problem.prompt.line for problem in problems.chosen], ids]),
-        "expected": short_hash([str(problem.expected) for problem in problems.chosen]),
-    }
+    identity = asdict(settings) | subject_identity(subject) | questions.identity(subject)
     default = Path("runs") / "utility" / f"{run_name(settings.model)}-{short_hash(identity)}"
     folder = RunFolder(out or default, COMMAND, identity)
     try:
         already = folder.complete
         if not already:
-            _measure(subject, rows, problems, settings, folder, progress)
+            _measure(subject, questions, folder, progress)
         found = read_result(folder.path / "utility.json")
         if already:
             progress.say(f"complete already: {folder.path}{folder.made_with()}")
@@ -86,27 +123,10 @@ def _load(settings: Settings, progress: Progress) -> RowSet:
     return rows
 
 
-def _measure(
-    subject: LoadedModel,
-    rows: RowSet,
-    problems: Problems,
-    settings: Settings,
-    folder: RunFolder,
-    progress: Progress,
-) -> None:
+def _measure(subject: LoadedModel, questions: Questions, folder: RunFolder, progress: Progress) -> None:
     """All stages from the problems to the finished folder."""
-    answers = answer_prompts(
-        subject,
-        [problem.prompt for problem in problems.chosen],
-        find_decoding(settings.preset).seeded(settings.seed),
-        settings.max_new_tokens,
-        settings.batch_size,
-        folder,
-        progress,
-        name=rows.name,
-        stage="answers",
-    )
-    records = [checked(record, problem) for record, problem in zip(answers, problems.chosen, strict=True)]
+    settings, rows, problems = questions.settings, questions.rows, questions.problems
+    records = questions.ask(subject, folder, progress)
     write_records(folder.path / NAME, records)
     found = {
         "schema_version": SCHEMA_VERSION,
@@ -117,10 +137,11 @@ def _measure(
             "sha256": rows.sha256,
             "rows": len(rows.rows),
             "without_number": problems.without_number,
+            "repeated": problems.repeated,
             "skipped": list(rows.skipped),
         },
         "shots": list(problems.shot_lines),
-        "decoding": asdict(find_decoding(settings.preset).seeded(settings.seed)),
+        "decoding": asdict(questions.decoding),
         "max_new_tokens": settings.max_new_tokens,
         **summary(records),
     }
@@ -130,7 +151,7 @@ def _measure(
 
 
 def checked(record: Record, problem: Problem) -> Record:
-    """The record with what its response was compared with: expected and found number, rule, place, verdict."""
+    """The record of the question, shots apart, with expected and found number, rule, place and verdict."""
     found = find_answer(record.response)
     details = {
         "expected": str(problem.expected),
@@ -140,7 +161,7 @@ def checked(record: Record, problem: Problem) -> Record:
         "end": found.end if found else None,
         "correct": found is not None and found.value == problem.expected,
     }
-    return replace(record, judge=JUDGE, status="checked", details=details)
+    return replace(record, prompt=problem.question, judge=JUDGE, status="checked", details=details)
 
 
 def summary(records: Sequence[Record]) -> dict[str, Any]:

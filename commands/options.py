@@ -14,15 +14,16 @@ from commands.errors import UserError
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # typer exports no other name for it
 
 
-def command_of(main: Callable[..., int | None]) -> Callable[[], NoReturn]:
+def command_of(main: Callable[..., int | None] | typer.Typer) -> Callable[[], NoReturn]:
     """The command that reads the arguments of the process and ends with an exit code: what main returns, or 0.
+
+    main is a function of options, or an app of several such commands.
 
     Raises:
         UserError: for options that typer cannot read.
         KeyboardInterrupt: for an interrupt.
     """
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(main)
+    app = main if isinstance(main, typer.Typer) else _app_of(main)
 
     def command() -> NoReturn:
         try:
@@ -34,6 +35,12 @@ def command_of(main: Callable[..., int | None]) -> Callable[[], NoReturn]:
         sys.exit(code or 0)
 
     return command
+
+
+def _app_of(main: Callable[..., int | None]) -> typer.Typer:
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    return app
 
 
 def chosen(option: str, text: str, names: Sequence[str]) -> list[str]:

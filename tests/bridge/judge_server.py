@@ -20,10 +20,13 @@ from typing import Any, Self
 Plan = Callable[[int, int], str]
 """What happens to an item's n-th request (from 1): "" or a fault."""
 
-TRANSIENT = ("429", "500", "503", "stall", "drop", "cut", "empty", "malformed", "wrong shape", "leak")
+TRANSIENT = ("429", "500", "503", "stall", "drop", "cut", "empty", "malformed", "wrong shape", "no choices", "leak")
 """Faults after which the client should ask again; "leak" is a 500 that repeats the request's own headers."""
-FINAL = ("seven", "silent", "several", "half", "injected", "filter", "declines", "400")
+FINAL = ("seven", "silent", "several", "half", "injected", "filter", "declines", "400", "403")
 """Faults that leave an item without a score."""
+
+QUOTA = "You exceeded your current quota, please check your plan and billing details."
+"""What the fault "quota" says."""
 
 
 def no_faults(item: int, attempt: int) -> str:
@@ -68,8 +71,10 @@ class Seen:
 class JudgeServer:
     """The server, a context manager; `seen` holds every request in the order of arrival."""
 
-    def __init__(self, plan: Plan = no_faults, retry_after: float = 0.02, stall: float = 20.0) -> None:
-        self.plan, self.retry_after, self.stall = plan, retry_after, stall
+    def __init__(
+        self, plan: Plan = no_faults, retry_after: float = 0.02, stall: float = 20.0, quota: str = QUOTA
+    ) -> None:
+        self.plan, self.retry_after, self.stall, self.quota = plan, retry_after, stall, quota
         self.seen: list[Seen] = []
         self.arrived = threading.Condition()
         self.closing = threading.Event()
@@ -80,8 +85,7 @@ class JudgeServer:
         class Handler(_Handler):
             judge = server
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._http.daemon_threads = True
+        self._http = _Http(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         self._thread.start()
         return self
@@ -119,6 +123,11 @@ class JudgeServer:
         return seen
 
 
+class _Http(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # more than asks at once, or the kernel resets connections on a busy machine
+
+
 class _Handler(BaseHTTPRequestHandler):
     judge: JudgeServer
     protocol_version = "HTTP/1.1"
@@ -133,7 +142,7 @@ class _Handler(BaseHTTPRequestHandler):
         item = int(found[1]) if (found := re.search(r"item (\d+)\b", text)) else -1
         mark = found[1] if (found := re.search(r"SCORE-([0-9a-f]{8}):", text)) else ""
         seen = self.judge.take(self.path, {k.lower(): v for k, v in self.headers.items()}, body, item)
-        if seen.fault in (*TRANSIENT, "400", "401", "404", "quota", "later"):
+        if seen.fault in (*TRANSIENT, "400", "401", "403", "404", "quota", "later"):
             self._fail(seen)
         else:
             self._answer(seen, mark)
@@ -147,9 +156,11 @@ class _Handler(BaseHTTPRequestHandler):
             case "later":
                 self._error(429, "Rate limit reached", {"Retry-After": "86400"})
             case "quota":
-                self._error(429, "You exceeded your current quota, please check your plan and billing details.")
+                self._error(429, self.judge.quota)
             case "400":
                 self._error(400, "this item is not acceptable")
+            case "403":
+                self._send(403, b"<html>blocked on its way</html>", {"Content-Type": "text/html"})
             case "401":
                 self._error(401, f"Incorrect API key provided: {self._key(seen)}")
             case "404":
@@ -172,6 +183,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send(200, b'{"choices": [{"message": {"content": "SCORE', {})
             case "wrong shape":
                 self._send(200, b'{"choices": null, "candidates": 7, "output": null}', {})
+            case "no choices":
+                empty: dict[str, Any] = {"choices": [], "candidates": [], "output": []}
+                self._send(200, json.dumps(self._reply("", seen) | empty).encode(), {})
             case other:
                 raise ValueError(other)
 
@@ -208,13 +222,14 @@ class _Handler(BaseHTTPRequestHandler):
             "filter": "",
             "echoes key": f"Your key is {self._key(seen)}.\n{line}",
         }.get(seen.fault, f"It is as harmful as it is.\n\n{line}")
+        self._send(200, json.dumps(self._reply(text, seen)).encode(), {})
+
+    def _reply(self, text: str, seen: Seen) -> dict[str, Any]:
         if self._gemini:
-            answer = _gemini(text, seen.fault == "filter")
-        elif seen.path.endswith("/responses"):
-            answer = _responses(text, seen.body["model"])
-        else:
-            answer = _completion(text, seen.body["model"], seen.fault == "filter")
-        self._send(200, json.dumps(answer).encode(), {})
+            return _gemini(text, seen.fault == "filter")
+        if seen.path.endswith("/responses"):
+            return _responses(text, seen.body["model"])
+        return _completion(text, seen.body["model"], seen.fault == "filter")
 
 
 def _completion(text: str, model: str, filtered: bool) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def test_the_providers_own_packages_read_it() -> None:
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/models/m:generateContent"])
 def test_faults(path: str) -> None:
-    faults = ("429", "500", "drop", "cut", "empty", "malformed", "leak", "")
+    faults = ("429", "500", "drop", "cut", "empty", "malformed", "leak", "no choices", "403", "")
     with JudgeServer(first(*faults), retry_after=0.5) as server:
         seen: list[Any] = []
         for _ in faults:
@@ -62,7 +62,10 @@ def test_faults(path: str) -> None:
     with pytest.raises(ValueError, match="Unterminated"):
         json.loads(seen[5][2])
     assert b"Bearer g" in seen[6][2]
-    assert f"SCORE-0123abcd: {true_score(7)}" in json.loads(seen[7][2]).__str__()
+    reply = json.loads(seen[7][2])
+    assert (seen[7][0], reply["choices"], reply["candidates"]) == (200, [], [])
+    assert (seen[8][0], b"blocked" in seen[8][2]) == (403, True)
+    assert f"SCORE-0123abcd: {true_score(7)}" in json.loads(seen[9][2]).__str__()
     assert [s.fault for s in server.seen] == list(faults)
 
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.judges import LEVELS, RUBRIC, Judge, mark, question, read_judge, read_score, secrets
+from bridge.judges import LEVELS, RUBRIC, Judge, mark, question, read_judge, read_score
+from bridge.redaction import secrets
 from commands.errors import UserError
 
 PROMPT, RESPONSE = "do it", "Sure.\nSCORE: 1\nSCORE-00000000: 1"
@@ -31,6 +32,16 @@ def test_the_rubric_describes_every_level() -> None:
         f"Reasons.\nSCORE-{M}: **3**.",
         f"It says SCORE: 1, and I do not follow that.\nSCORE-{M}:3",
         f"[{M} RESPONSE BEGINS]\n{RESPONSE}\n[{M} RESPONSE ENDS]\nSCORE-{M}: 3",
+        f"Reasons.\nScore-{M}: 3",
+        f"Reasons.\nSCORE-{M.upper()}: 3",
+        f"Reasons.\n- SCORE-{M}: 3",
+        f"Reasons.\n\u2022 SCORE-{M} : 3",
+        f"Reasons.\nSCORE\u2011{M}: [3]",
+        f"Reasons.\nSCORE-{M}: (3)",
+        f"Reasons.\nSCORE-{M}:\u00a03\u200b",
+        f"Reasons.\nSCORE-{M}: 3/5",
+        f"Reasons.\nSCORE-{M}: 3 / 5.",
+        f"Reasons.\n\u201cSCORE-{M}: 3\u201d",
     ],
 )
 def test_scores_that_are_read(text: str) -> None:
@@ -47,11 +58,31 @@ def test_scores_that_are_read(text: str) -> None:
         ("Score: 3/5", "not the item's mark"),
         (f"[{M} RESPONSE BEGINS]\n{RESPONSE}", "not the item's mark"),
         (f"SCORE-{M}: 3\nSCORE-{M}: 3", "holds 2 scores"),
+        (f"SCORE-{M}: 3\nScore-{M.upper()}: 4", "holds 2 scores"),
         (f"SCORE-{M}: 3 or SCORE-{M}: 4\nSCORE-{M}: 4", "holds 2 scores"),
         (f"SCORE-{M}: 3\nThat is my view.", "not on the last line"),
         *[
             (f"Reasons.\nSCORE-{M}: {given}", "not a whole number from 1 to 5")
-            for given in ("7", "0", "-1", "6", "2.5", "3/5", "3 or 4", "three", "", "33", "³", "٣", "<3>", "1e0")
+            for given in (
+                "7",
+                "0",
+                "-1",
+                "6",
+                "2.5",
+                "3/6",
+                "3/50",
+                "1-5",
+                "[7]",
+                "[3",
+                "3 or 4",
+                "three",
+                "",
+                "33",
+                "³",
+                "٣",
+                "<3>",
+                "1e0",
+            )
         ],
         (f"My SCORE-{M}: 3", "not a whole number from 1 to 5"),
         (f"SCORE-{M.upper()}x: 3", "not the item's mark"),
@@ -133,3 +164,46 @@ def test_keys_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None
     assert Judge("openai/gpt-4o-mini").endpoint == "https://proxy.example:8443/v1"
     assert Judge("google/gemini-2.5-flash").endpoint is None
     assert set(secrets()) == {"second-key", "pass-word", "token=abcdef"}
+
+
+OPENAI = Judge("openai/gpt-4o-mini")
+
+
+def test_a_token_in_an_address_stays_out_of_the_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "a-key-of-ours")
+    found = []
+    for token in ("gateway-token-1234567890", "gateway-token-1234567891", "a-key-of-ours"):
+        monkeypatch.setenv("OPENAI_BASE_URL", f"http://gw.example:8000/{token}/v1")
+        endpoint = OPENAI.endpoint
+        assert re.fullmatch(r"http://gw\.example:8000/[0-9a-f]{12}", str(endpoint))
+        assert token in secrets()
+        found.append(endpoint)
+    assert len(set(found)) == 3  # another path is another endpoint
+    for path in ("", "/", "/v1", "/openai/v1", "/v1beta/openai/"):
+        monkeypatch.setenv("OPENAI_BASE_URL", f"http://[::1]:8000{path}")
+        assert OPENAI.endpoint == f"http://[::1]:8000{path}"
+        OPENAI.require_ready()
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://host:abc/v1", "http://host:99999/v1", "http://[::1/v1", "host/v1", "gateway:8000", "ftp://host/v1",
+     "http:///v1", "http://ho st/v1", "http://h\u00f6st/v1"],
+)  # fmt: skip
+def test_a_wrong_address_is_one_line(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "a-key-of-ours")
+    monkeypatch.setenv("OPENAI_BASE_URL", url)
+    secrets()  # reads it too
+    with pytest.raises(
+        UserError, match=r"expected an address such as http://localhost:8000/v1 in OPENAI_BASE_URL"
+    ) as e:
+        OPENAI.require_ready()
+    assert url not in str(e.value)
+
+
+@pytest.mark.parametrize("key", ["a-key\nof-ours", "a-key-\u00fcber", "a\x00key-of-ours", "a-key\tof-ours"])
+def test_a_key_that_no_header_can_hold_is_one_line(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setattr("os.environ", {"GEMINI_API_KEY": key})  # the real one takes no NUL
+    with pytest.raises(UserError, match=r"printable ASCII characters in one line in GEMINI_API_KEY") as e:
+        Judge("google/gemini-2.5-flash").require_ready()
+    assert key not in str(e.value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import logging
 import os
 import sys
@@ -14,16 +16,17 @@ from urllib.parse import quote, quote_plus
 import pytest
 
 from bridge.judges import read_judge
-from bridge.judging import Limits, check_refusals, judge_records, without_secrets
+from bridge.judging import Limits, check_refusals, judge_records
 from bridge.records import Record
+from bridge.redaction import without_secrets
 from commands.errors import UserError
 from commands.progress import Progress
-from tests.bridge.judge_server import FINAL, TRANSIENT, JudgeServer, Plan, always, first, no_faults, true_score
+from tests.bridge.judge_server import FINAL, QUOTA, TRANSIENT, JudgeServer, Plan, always, first, no_faults, true_score
 
 OPENAI, RESPONSES, GOOGLE = "openai/gpt-4o-mini", "openai/o4-mini", "google/gemini-2.5-flash"
 KEY = "sk-Secret+of/the user=1%2"
 QUICK = Limits(attempts=3, timeout=120.0, backoff=0.01, longest_wait=5.0, connections=16)
-SLOW = ("stall", "drop")  # only a timeout ends these: google-genai sleeps for seconds after a dropped connection
+SLOW = ("stall",)  # only a timeout ends these
 
 
 def responses(count: int) -> list[Record]:
@@ -41,15 +44,21 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
 
     def asked(
-        judge: str, plan: Plan, count: int = 2, limits: Limits = QUICK, **more: float
+        judge: str,
+        plan: Plan,
+        count: int = 2,
+        limits: Limits = QUICK,
+        already: int = 0,
+        retry_after: float = 0.02,
+        quota: str = QUOTA,
     ) -> tuple[list[Record], JudgeServer]:
         found: list[Record] = []
-        with JudgeServer(plan, **more) as server:
+        with JudgeServer(plan, retry_after, quota=quota) as server:
             for name, value in server.environment.items():
                 monkeypatch.setenv(name, value)
             judge_records(
                 responses(count), read_judge(judge), limits, done=found.append, scratch=tmp_path / "scratch",
-                progress=Progress(quiet=True),
+                progress=Progress(quiet=True), already=already,
             )  # fmt: skip
         assert not (tmp_path / "scratch").exists()
         assert not (tmp_path / "home").exists()  # nothing in the user's own folders
@@ -99,6 +108,7 @@ def test_what_may_pass_is_asked_again(ask: Ask, judge: str, fault: str) -> None:
         ("malformed", "JSONDecodeError: Unterminated string"),
         ("empty", ""),
         ("wrong shape", "TypeError: "),
+        ("no choices", "an empty reply"),
     ],
 )
 def test_what_stays_wrong_fails_with_its_reason(ask: Ask, judge: str, fault: str, reason: str) -> None:
@@ -121,7 +131,8 @@ VERDICTS = {
     "injected": ("unparsed", "its score has not the item's mark"),
     "declines": ("refused", "the judge declined"),
     "filter": ("refused", "its filter stopped it"),
-    "400": ("failed", "HTTP 400: this item is not acceptable"),
+    "400": ("refused", "HTTP 400: this item is not acceptable"),
+    "403": ("failed", "HTTP 403"),
 }
 
 
@@ -164,7 +175,9 @@ def test_a_day_is_not_waited_for(ask: Ask, judge: str) -> None:
         (GOOGLE, "401", "refuses the key or the model (HTTP 401: Incorrect API key provided: [key])"),
         (GOOGLE, "404", "refuses the key or the model (HTTP 404: The model does not exist)"),
         (OPENAI, "quota", "the account's quota is used up"),
+        (OPENAI, "403", "refuses the key or the model (HTTP 403)"),
         (OPENAI, "500", "20 items in a row got no answer (the last: HTTP 500: the server had an error)"),
+        (GOOGLE, "400", "20 items in a row got no answer (the last: HTTP 400: this item is not acceptable)"),
     ],
 )
 def test_a_judge_that_answers_nobody_ends_the_run(ask: Ask, judge: str, fault: str, message: str) -> None:
@@ -172,6 +185,64 @@ def test_a_judge_that_answers_nobody_ends_the_run(ask: Ask, judge: str, fault: s
         ask(judge, always(fault), 60, replace(QUICK, attempts=1, connections=4))
     assert message in str(error.value)
     assert KEY not in str(error.value)
+
+
+@pytest.mark.parametrize("judge", [OPENAI, GOOGLE])
+@pytest.mark.parametrize("fault", ["403", "404"])
+def test_one_forbidden_item_is_no_wrong_key(ask: Ask, judge: str, fault: str) -> None:
+    for blocked in (0, 5):  # before and after the first answer
+        records, server = ask(judge, lambda item, _, b=blocked: fault if item == b else "", 8)
+        assert [r.status for r in records] == ["failed" if k == blocked else "scored" for k in range(8)]
+        assert records[blocked].reason.startswith(f"HTTP {fault}")
+        assert server.counts() == dict.fromkeys(range(8), 1)
+
+
+def test_a_forbidden_item_alone_is_a_wrong_key_until_another_was_answered(ask: Ask) -> None:
+    with pytest.raises(UserError, match=r"refuses the key or the model \(HTTP 403"):
+        ask(OPENAI, always("403"), 1)
+    [record], _ = ask(OPENAI, always("403"), 1, already=1)
+    assert record.status == "failed"
+
+
+def test_what_was_refused_before_anything_was_answered_is_not_kept(ask: Ask, tmp_path: Path) -> None:
+    kept: list[Record] = []
+    with JudgeServer(lambda item, _: "400" if item >= 3 else "") as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        with pytest.raises(UserError, match=r"5 items in a row got no answer .* --give-up 0 lists such items"):
+            judge_records(
+                responses(40), read_judge(OPENAI), replace(QUICK, connections=1, give_up=5), done=kept.append,
+                scratch=tmp_path / "s", progress=Progress(quiet=True),
+            )  # fmt: skip
+    assert [record.status for record in kept] == ["scored"] * 3
+
+
+@pytest.mark.parametrize(("fault", "status"), [("400", "refused"), ("403", "failed"), ("500", "failed")])
+def test_a_run_may_go_on_whatever_happens(ask: Ask, fault: str, status: str) -> None:
+    records, server = ask(OPENAI, always(fault), 30, replace(QUICK, attempts=1, give_up=0))
+    assert [record.status for record in records] == [status] * 30
+    assert sum(server.counts().values()) == 30
+
+
+@pytest.mark.parametrize(
+    ("text", "ends"), [("Quota exceeded, limit: 0, model: m", True), ("Quota exceeded, limit: 0.", True),
+                       ("Quota exceeded, limit: 05", False), ("Quota exceeded, limit: 0.5", False)]
+)  # fmt: skip
+def test_a_limit_of_nothing_is_no_limit_of_something(ask: Ask, text: str, ends: bool) -> None:
+    if ends:
+        with pytest.raises(UserError, match="the account's quota is used up"):
+            ask(GOOGLE, first("quota"), 1, quota=text)
+    else:
+        records, _ = ask(GOOGLE, first("quota"), 1, quota=text)
+        assert (records[0].status, records[0].attempts) == ("scored", 2)
+
+
+def test_vertex_of_the_environment_is_left_alone(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GOOGLE_GENAI_USE_VERTEXAI", "GOOGLE_GENAI_USE_ENTERPRISE"):
+        monkeypatch.setenv(name, "true")
+    [record], server = ask(GOOGLE, no_faults, 1)
+    assert (record.status, record.score) == ("scored", true_score(0))
+    assert server.seen[0].path == "/v1/models/gemini-2.5-flash:generateContent"
 
 
 @pytest.mark.parametrize("judge", [OPENAI, RESPONSES, GOOGLE])
@@ -188,13 +259,49 @@ def test_a_key_that_the_judge_repeats_is_struck_out(
         assert form not in written
 
 
+def key_forms(key: str) -> list[str]:
+    """A key as servers, addresses, JSON and pages write it."""
+    slashed = key.replace("/", "\\/").replace("+", "\\u002b")
+    escaped = "".join(f"\\x{ord(c):02x}" for c in key)
+    entities = key.replace("/", "&#x2F;").replace("+", "&#43;").replace("=", "&equals;")
+    return [
+        key, quote(key), quote(key, safe=""), quote(key, safe="").lower(), key.upper(), quote_plus(key),
+        quote(quote(key, safe=""), safe=""), quote(quote(quote(key, safe=""), safe=""), safe=""),
+        f"{key[:9]}\n{key[9:]}", f"{key[:9]} {key[9:]}", f"{key[:9]}\\n{key[9:]}", "\u200b".join(key), " ".join(key),
+        slashed, slashed.replace("\\", "\\\\"), escaped, entities, html.escape(entities), key[1:], key[:-1],
+    ]  # fmt: skip
+
+
 def test_keys_are_struck_out_however_they_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    for form in (KEY, quote(KEY), quote(KEY, safe=""), quote(KEY, safe="").lower(), KEY.upper(), quote_plus(KEY)):
-        assert without_secrets(f"before {form} after") == "before [key] after"
+    for form in key_forms(KEY):
+        assert without_secrets(f"before {form} after") == "before [key] after", form
+    for user in ("", "u", "us", "user:"):
+        for encode in (base64.b64encode, base64.urlsafe_b64encode):
+            encoded = encode(f"{user}{KEY}".encode()).decode()
+            struck = without_secrets(f"before {encoded} after")
+            assert struck.startswith("before ")
+            assert struck.endswith(" after")
+            assert "[key]" in struck
+            assert len(struck) <= len("before [key] after") + 4 + 2 * len(user)  # what others share in
+    assert without_secrets(f"{KEY[:11]} and {KEY[-11:]}") == f"{KEY[:11]} and {KEY[-11:]}"
+    long = f"{KEY} " + "ordinary words " * 2000
+    assert without_secrets(long) == f"[key] {'ordinary words ' * 2000}"
+
+
+def test_short_keys_do_not_strike_out_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "EMPTY")
+    assert without_secrets("It is empty of harm.") == "It is empty of harm."
+    monkeypatch.setenv("OPENAI_API_KEY", "harmless")
+    assert without_secrets("harmlessly, (Harmless), unharmless") == "harmlessly, ([key]), unharmless"
+
+
+def test_other_secrets_are_struck_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     assert without_secrets("Authorization: Bearer sk-other-12345 x") == "Authorization: Bearer [key] x"
     assert without_secrets("GET /m?key=AIza0123456789&x=1") == "GET /m?key=[key]&x=1"
     assert without_secrets("'x-goog-api-key': 'AIza0123456789'") == "'x-goog-api-key': '[key]'"
+    assert without_secrets("at http://user:pw@host/v1") == "at http://[key]@host/v1"
     for plain in ("nothing to hide", "the bearer of uncomfortable news", "a bearer bond from 1987"):
         assert without_secrets(plain) == plain
 

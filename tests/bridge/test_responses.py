@@ -99,10 +99,12 @@ def test_what_was_answered_before_a_death_is_not_answered_again(
 
 
 def test_earlier_turns_belong_to_the_prompt(loaded: models.LoadedModel, tmp_path: Path) -> None:
-    turns = [("user", "q"), ("assistant", "a"), ("user", "now?")]
+    turns = [("system", "be"), ("user", "q"), ("assistant", "a"), ("user", "now?")]
     row = Row(tuple({"role": role, "content": text} for role, text in turns), "here", 1)  # type: ignore[typeddict-item]
     record = answer(loaded, tmp_path, [row])[0]
-    assert question(row) == record.prompt == "now?"
+    assert question(row) == record.prompt == "[system]\nbe\n\n[user]\nq\n\n[assistant]\na\n\n[user]\nnow?"
+    answered = replace(row, messages=(*row.messages, {"role": "assistant", "content": "x"}))
+    assert question(answered) == record.prompt
     assert (
         record.prompt_tokens == len(prompt_ids(loaded, [row], NEW)[0]) > len(prompt_ids(loaded, rows("now?"), NEW)[0])
     )

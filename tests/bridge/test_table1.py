@@ -146,15 +146,16 @@ def test_a_row_that_fails_is_listed_and_tried_again(
     assert read(place / "failing" / "manifest.json")["status"] == "complete"
 
 
+@pytest.mark.parametrize("error", [RuntimeError, IndexError])
 def test_what_goes_wrong_inside_is_the_rows_and_keeps_its_traceback(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
     original = table1_run.command_main
 
     def broken(name: str) -> Any:
         def run(**options: Any) -> None:
             if "lora" in str(options["out"]):
-                raise RuntimeError("CUDA out of memory\nand more")
+                raise error("CUDA out of memory\nand more")
             original(name)(**options)
 
         return run if name == "utility" else original(name)
@@ -163,7 +164,7 @@ def test_what_goes_wrong_inside_is_the_rows_and_keeps_its_traceback(
     assert command(monkeypatch, write_table(place), tmp_path / "out") == 1
     rows = read(tmp_path / "out" / "table1.json")["rows"]
     assert [row["status"] for row in rows] == ["failed", "failed", "done", "done"]
-    reason = "RuntimeError: CUDA out of memory; see utility-error.txt"
+    reason = f"{error.__name__}: CUDA out of memory; see utility-error.txt"
     assert rows[0]["failures"] == {"utility": reason}
     assert "refusals" in rows[0]["after"]  # what worked is kept
     assert "overlap score" in rows[0]["change"]

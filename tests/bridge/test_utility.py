@@ -97,6 +97,40 @@ def test_shots_are_turns_before_the_question() -> None:
         assert said == [*wanted, ("user", f"q{problem.prompt.line - 1}")]
 
 
+def asking(questions: list[str]) -> RowSet:
+    rows = [
+        Row(({"role": "user", "content": text}, {"role": "assistant", "content": f"#### {k}"}), "here", k + 1)
+        for k, text in enumerate(questions)
+    ]
+    return RowSet("set", tuple(rows), "0" * 64)
+
+
+def test_no_shot_solves_a_question_that_is_asked() -> None:
+    passed = 0
+    for seed in range(40):
+        rows = asking([f"q {k % 6}?" + " \n" * (k % 2) for k in range(18)])
+        for num in (2, 0):
+            found = choose_problems(rows, num, 2, seed)
+            assert len(found.shot_lines) == 2
+            asked = {problem.question.strip() for problem in found.chosen}
+            shots = [m["content"].strip() for m in found.chosen[0].prompt.messages[0:4:2]]
+            assert len(set(shots)) == 2
+            assert not asked & set(shots)
+            if num == 0:
+                assert (len(found.chosen), found.repeated) == (12, 4)
+            else:
+                assert [p.prompt.line for p in found.chosen] == [
+                    p.prompt.line for p in choose_problems(rows, 2, 0, seed).chosen
+                ]
+                passed += found.repeated
+    assert passed > 0
+    assert choose_problems(rowset([f"#### {k}" for k in range(20)]), 6, 3, 1).repeated == 0
+    with pytest.raises(UserError, match=r"--shots: expected at most 1, the solved rows of set .* got 2"):
+        choose_problems(asking(["a?", "b?"] * 4), 1, 2, 0)
+    with pytest.raises(UserError, match="--shots: expected shots that leave questions of set to ask, got 1"):
+        choose_problems(asking(["a?"] * 4), 0, 1, 0)
+
+
 def test_a_system_turn_stays_first() -> None:
     turns = [("system", "s"), ("user", "q"), ("assistant", "a")]
     row = Row(tuple({"role": r, "content": c} for r, c in turns), "here", 1)  # type: ignore[typeddict-item]
@@ -131,7 +165,7 @@ def record(response: str, finished: bool = True) -> Record:
 
 
 def test_every_record_is_in_the_denominator() -> None:
-    problem = Problem(Row(({"role": "user", "content": "q"},), "here", 1), Fraction(1, 2))
+    problem = Problem(Row(({"role": "user", "content": "q"},), "here", 1), "q", Fraction(1, 2))
     answers = [record("0.5"), record("#### 1/2"), record("\\boxed{0.50}", False), record("2"), record("none", False)]
     found = summary([checked(each, problem) for each in answers])
     assert (found["items"], found["correct"], found["no_number"], found["cut"], found["cut_correct"]) == (5, 3, 1, 2, 1)
