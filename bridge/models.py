@@ -174,6 +174,17 @@ def load(
     return LoadedModel(model, tokenizer, name, description, dtype, str(model.device), find_hash)
 
 
+def folder_of(name: str, report: Report | None = None) -> Path:
+    """The folder of a model's safetensors files, fetched where need be; nothing is loaded.
+
+    Raises UserError as `resolve`, and for what is no such folder (GGUF files, random weights).
+    """
+    source = resolve(name)
+    if source.kind not in ("default", "hub", "folder"):
+        raise UserError(f"{name}: expected a model that is a folder of safetensors files, got {source.description}")
+    return _obtain(source, report or _print)
+
+
 def _obtain(source: ModelSource, report: Report) -> Path:
     """The folder or GGUF file of a source, fetched where need be; for random weights the tokenizer's."""
     if source.kind in ("default", "random"):
@@ -204,11 +215,11 @@ def _read(source: ModelSource, path: Path, dtype: torch.dtype, seed: int) -> tup
     if source.kind == "gguf":
         model, tokenizer = loading.read_gguf(path)
         return model.to(dtype), tokenizer, partial(file_sha256, path)
-    find_hash = _checked_hash if source.kind == "default" else _hash_folder
+    find_hash = _checked_hash if source.kind == "default" else hash_folder
     return loading.load_weights(path, dtype), loading.load_tokenizer(path), partial(find_hash, path)
 
 
-def _hash_folder(folder: Path) -> str:
+def hash_folder(folder: Path) -> str:
     """Sha256 over the content of the weight files, in the order of their names."""
     digest = hashlib.sha256()
     for path in weight_files(folder):
@@ -220,7 +231,7 @@ def _hash_folder(folder: Path) -> str:
 
 def _checked_hash(folder: Path) -> str:
     """The same of the converted default model; UserError if its weights are no longer those once written."""
-    found = _hash_folder(folder)
+    found = hash_folder(folder)
     noted = read_provenance(folder)
     if noted is None or noted["files"][SINGLE_FILE]["sha256"] != found:
         raise UserError(f"the default model in {folder} has changed on the disk: delete the folder and run again")

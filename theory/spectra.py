@@ -71,10 +71,15 @@ def spectrum(stats: ScoreStatistics) -> Spectrum:
     Raises:
         ValueError: if the Gram matrix has an eigenvalue that is negative beyond rounding.
     """
-    return _gram_spectrum(stats.gram, stats.sample_weights)
+    return gram_spectrum(stats.gram, stats.sample_weights)
 
 
-def _gram_spectrum(gram: Float[np.ndarray, "N N"], weights: Float[np.ndarray, " N"]) -> Spectrum:
+def gram_spectrum(gram: Float[np.ndarray, "N N"], weights: Float[np.ndarray, " N"]) -> Spectrum:
+    """The spectrum of ``sum_i w_i s_i s_i^T`` from the inner products of the s_i alone.
+
+    Raises:
+        ValueError: as :func:`spectrum` does.
+    """
     root = np.sqrt(weights)
     ascending, vectors = np.linalg.eigh(root[:, None] * gram * root)
     if ascending[0] < -_NEGATIVE_TOLERANCE * np.abs(ascending).max():
@@ -276,7 +281,7 @@ def _half(
 ) -> tuple[Int[np.ndarray, " M"], Float[np.ndarray, "M k"], float]:
     """The samples held, the coefficients of their top eigenvectors, and their effective rank."""
     held = np.flatnonzero(weights)
-    found = _gram_spectrum(stats.gram[np.ix_(held, held)], weights[held])
+    found = gram_spectrum(stats.gram[np.ix_(held, held)], weights[held])
     return held, found.basis(min(d, len(held))), effective_rank(found.eigenvalues)
 
 

@@ -1,0 +1,260 @@
+"""Subspaces of weight updates: energy kept by bases of the alignment update, projections, overlaps of updates.
+
+    python -m bridge.subspaces energy --alignment runs/align/A --task runs/finetune/B --task runs/finetune/C
+    python -m bridge.subspaces project --alignment runs/align/A --task runs/finetune/B --scheme orthogonal
+    python -m bridge.subspaces mso --alignment runs/align/A --update B=runs/finetune/B --update C=runs/finetune/C
+
+After "Safety Subspaces are Not Distinct" (arXiv 2505.14185). Weights are read tensor by tensor; no model is loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from bridge.loading import check_device_name
+from bridge.models import resolve
+from bridge.overlap import labelled
+from commands.cli import run_command
+from commands.errors import UserError
+from commands.options import at_least, chosen, command_of, require
+
+MEMORY_ADVICE = "give --dtype float32 or --modules blocks"
+FRACTIONS = "0.01,0.05,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,0.95,0.99"
+ENERGIES = "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,0.95,0.99"
+BASES = "top-k,random-k,random"
+ALIGNMENT = "alignment"  # the label of the alignment update among others
+_SIDES = Literal["left", "right"]
+_DTYPES = Literal["float32", "float64"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the three commands share: the updates, and how their matrices are decomposed."""
+
+    alignment: str | None
+    aligned: str | None
+    base: str | None
+    updates: dict[str, str]  # tasks, or the updates compared, by label
+    side: _SIDES
+    modules: Literal["all", "blocks"]
+    seed: int
+    dtype: _DTYPES
+    device: str | None
+
+    def check(self) -> None:
+        """Raise UserError for options that no run can have."""
+        at_least(0, self, "seed")
+        check_device_name(self.device)
+        if self.base is not None:
+            require(self.aligned is not None, "base", "--aligned beside it, whose difference is the update", "none")
+            require(self.alignment is None, "base", "either --aligned and --base, or --alignment", "both")
+        if self.alignment is not None and not Path(self.alignment).expanduser().exists():
+            raise UserError(
+                f"--alignment: no such change of weights: {self.alignment}; expected a run folder of bridge.align or "
+                f"a delta.safetensors, or give --aligned MODEL --base MODEL"
+            )
+        for model in (self.aligned, self.base):
+            if model is not None:
+                resolve(model)
+
+    def check_alignment(self) -> None:
+        """Raise UserError unless an alignment update is given."""
+        given = self.alignment is not None or self.base is not None
+        require(given, "alignment", "the alignment update: --alignment DELTA, or --aligned MODEL --base MODEL", "none")
+
+
+@dataclass(frozen=True)
+class EnergySettings(Settings):
+    """The options of `energy`."""
+
+    fractions: tuple[float, ...]
+    bases: tuple[str, ...]
+    repeats: int
+
+    def check(self) -> None:
+        """Raise UserError for options that no run can have."""
+        require(len(self.updates) > 0, "task", "a task update, such as a run folder of bridge.finetune", "none")
+        at_least(1, self, "repeats")
+        super().check()
+        self.check_alignment()
+
+
+@dataclass(frozen=True)
+class ProjectSettings(Settings):
+    """The options of `project`."""
+
+    basis: Literal["top-k", "random-k", "random"]
+    fraction: float
+    scheme: Literal["parallel", "orthogonal"]
+    vectors: Literal["keep", "drop"]
+    save_model: bool
+
+    def check(self) -> None:
+        """Raise UserError for options that no run can have."""
+        require(0 < self.fraction <= 1, "fraction", "a number above 0, at most 1", self.fraction)
+        if self.save_model:
+            require(self.aligned is not None, "save_model", "--aligned beside it, the model that is moved", "none")
+        super().check()
+        self.check_alignment()
+
+
+@dataclass(frozen=True)
+class MsoSettings(Settings):
+    """The options of `mso`."""
+
+    energies: tuple[float, ...]
+    permutations: int
+
+    def check(self) -> None:
+        """Raise UserError for options that no run can have."""
+        at_least(0, self, "permutations")
+        with_alignment = self.alignment is not None or self.base is not None
+        count = len(self.updates) + with_alignment
+        require(count >= 2, "update", "two updates or more (the alignment update counts as one)", count)
+        require(not with_alignment or ALIGNMENT not in self.updates, "update", "another label", ALIGNMENT)
+        super().check()
+
+
+def numbers(option: str, text: str) -> tuple[float, ...]:
+    """Increasing fractions in a comma-separated option; UserError for anything else."""
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise UserError(f"--{option}: expected numbers separated by commas, got {text!r}") from error
+    good = all(0 < value <= 1 for value in found) and list(found) == sorted(set(found))
+    require(good, option, "increasing numbers above 0, at most 1", text)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ options
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help=__doc__)
+
+_Alignment = Annotated[
+    str | None,
+    typer.Option(help="The alignment update: a run folder of bridge.align, an adapter, or a delta.safetensors."),
+]
+_Aligned = Annotated[
+    str | None,
+    typer.Option(help="The aligned model, from which the fine-tunes start: alias, hub name or local folder."),
+]
+_Base = Annotated[str | None, typer.Option(help="The model it was aligned from: the update is the difference.")]
+_Side = Annotated[_SIDES, typer.Option(help="Left singular vectors (the paper's), or right ones.")]
+_Modules = Annotated[
+    Literal["all", "blocks"], typer.Option(help="All matrices, embeddings included, or those of the numbered blocks.")
+]
+_Seed = Annotated[int, typer.Option(help="Of the random draws; repeat i has the seed SEED + i.")]
+_Dtype = Annotated[_DTYPES, typer.Option(help="Of the decompositions.")]
+_Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N. (default: the GPU if there is one)")]
+_DELTA_HELP = (
+    "[LABEL=]PATH of a weight change of the aligned model: a run folder of bridge.finetune, an adapter, a "
+    "delta.safetensors, or the folder of the changed model; may be repeated."
+)
+
+
+@app.command("energy")
+def energy(
+    task: Annotated[list[str] | None, typer.Option(help=_DELTA_HELP)] = None,
+    alignment: _Alignment = None,
+    aligned: _Aligned = None,
+    base: _Base = None,
+    side: _Side = "left",
+    fractions: Annotated[str, typer.Option(help="Ranks as fractions of min(M, N).")] = FRACTIONS,
+    bases: Annotated[str, typer.Option(help="Which bases, separated by commas.")] = BASES,
+    repeats: Annotated[int, typer.Option(help="Draws of each random basis.")] = 5,
+    modules: _Modules = "all",
+    seed: _Seed = 0,
+    dtype: _Dtype = "float64",
+    device: _Device = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder. (default: runs/subspaces-energy/HASH)")] = None,
+) -> None:
+    """How much of the energy of task updates the subspaces of the alignment update keep, and their cosines.
+
+    One decomposition of every matrix serves all fractions and bases. Beside every energy stands what an isotropic
+    update would keep.
+    """
+    settings = EnergySettings(
+        alignment=alignment, aligned=aligned, base=base, updates=labelled(task or [], "task"), side=side,
+        modules=modules, seed=seed, dtype=dtype, device=device, fractions=numbers("fractions", fractions),
+        bases=tuple(dict.fromkeys(chosen("--bases", bases, BASES.split(",")))), repeats=repeats,
+    )  # fmt: skip
+    settings.check()
+    from bridge.subspaces_energy import run  # torch takes a second or two to import: wrong input should not wait
+
+    run(settings, out)
+
+
+@app.command("project")
+def project(
+    task: Annotated[str, typer.Option(help=_DELTA_HELP.removesuffix("; may be repeated.") + ".")],
+    alignment: _Alignment = None,
+    aligned: _Aligned = None,
+    base: _Base = None,
+    basis: Annotated[Literal["top-k", "random-k", "random"], typer.Option(help="Which basis.")] = "top-k",
+    fraction: Annotated[float, typer.Option(help="Rank as a fraction of min(M, N).")] = 0.5,
+    scheme: Annotated[
+        Literal["parallel", "orthogonal"], typer.Option(help="The part inside the subspace, or the rest.")
+    ] = "parallel",
+    side: _Side = "left",
+    vectors: Annotated[
+        Literal["keep", "drop"],
+        typer.Option(help="Norms, biases, and matrices left out by --modules, which no basis projects."),
+    ] = "keep",
+    modules: _Modules = "all",
+    save_model: Annotated[bool, typer.Option("--save-model", help="Write the moved model's folder, too.")] = False,
+    seed: _Seed = 0,
+    dtype: _Dtype = "float64",
+    device: _Device = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder. (default: runs/subspaces-project/HASH)")] = None,
+) -> None:
+    """Write the part of a task update inside, or outside, a subspace of the alignment update.
+
+    The run folder is a change of weights that every other command takes (--delta); LoRA stays an adapter.
+    """
+    settings = ProjectSettings(
+        alignment=alignment, aligned=aligned, base=base, updates=labelled([task], "task"), side=side, modules=modules,
+        seed=seed, dtype=dtype, device=device, basis=basis, fraction=fraction, scheme=scheme, vectors=vectors,
+        save_model=save_model,
+    )  # fmt: skip
+    settings.check()
+    from bridge.subspaces_project import run
+
+    run(settings, out)
+
+
+@app.command("mso")
+def mso(
+    update: Annotated[list[str] | None, typer.Option(help=_DELTA_HELP)] = None,
+    alignment: _Alignment = None,
+    aligned: _Aligned = None,
+    base: _Base = None,
+    side: _Side = "left",
+    energies: Annotated[str, typer.Option(help="Energy fractions that choose the ranks.")] = ENERGIES,
+    permutations: Annotated[int, typer.Option(help="Permutations for the intervals of chance; 0 for none.")] = 20,
+    modules: _Modules = "all",
+    seed: _Seed = 0,
+    dtype: _Dtype = "float64",
+    device: _Device = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder. (default: runs/subspaces-mso/HASH)")] = None,
+) -> None:
+    """Mode subspace overlap of every pair of updates over energy fractions, against chance.
+
+    An update and its negative have the same subspaces: the sign of an update does not enter.
+    """
+    settings = MsoSettings(
+        alignment=alignment, aligned=aligned, base=base, updates=labelled(update or [], "update"), side=side,
+        modules=modules, seed=seed, dtype=dtype, device=device, energies=numbers("energies", energies),
+        permutations=permutations,
+    )  # fmt: skip
+    settings.check()
+    from bridge.subspaces_mso import run
+
+    run(settings, out)
+
+
+if __name__ == "__main__":
+    run_command(command_of(app), MEMORY_ADVICE)

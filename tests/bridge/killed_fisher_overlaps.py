@@ -1,0 +1,76 @@
+"""Kills tiny runs of `bridge.fisher_overlap` everywhere; `python -m tests.bridge.killed_fisher_overlaps WORKPLACE`."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bridge.fisher_overlap import MEMORY_ADVICE
+from bridge.fisher_overlap import main as command
+from tests.bridge.killing import Killed, kill_everywhere
+
+PICTURES = ("overlap.png", "relative.png", "energy.png", "blocks.png")
+COMPARED = ("fisher_overlap.json", "samples.jsonl", "statistics.npz", "report.html", *PICTURES)
+ALIKE = ("after manifest.json", "after skill-0-responses-0.json", "after samples.jsonl")  # to the next moment
+BEFORE = ("before fisher_overlap.json",)  # elsewhere the moment before a rename is like the last
+
+
+def options(folder: Path, out: Path, *more: str) -> Sequence[str]:
+    """Options of a tiny run on `make_workplace`'s model and rows; later ones win."""
+    skills = [text for name in ("skill", "finetune") for text in ("--skill", str(folder / f"{name}.jsonl"))]
+    numbers = {
+        "num-skill": 6, "rank": 2, "max-new-tokens": 6, "max-length": 64, "batch-size": 3, "splits": 2, "jackknife": 5,
+        "permutations": 9, "simulations": 2,
+    }  # fmt: skip
+    given = [text for name, value in numbers.items() for text in (f"--{name}", str(value))]
+    return ["--model", str(folder / "model"), *skills, *given, "--device", "cpu", "--out", str(out), *more]
+
+
+def main(folder: Path) -> None:
+    _import_everything()
+    killed = Killed(
+        main=command,
+        advice=MEMORY_ADVICE,
+        arguments=lambda out: options(folder, out, "--memory", "1e-6"),
+        compared=COMPARED,
+        watch=lambda at: None,
+        skip=_like_another(),
+        often=(4, 11),
+    )
+    kill_everywhere(killed, folder)
+
+
+def _like_another() -> Callable[[str], bool]:
+    """Whether a moment is like one that was tried: the same but for a number, a picture, or before a rename."""
+    tried: set[str] = set()
+
+    def skip(moment: str) -> bool:
+        kind = re.sub(r"\d+", "#", re.sub(r"\w+\.png", "PICTURE", moment))
+        if kind in tried or moment in ALIKE or (moment.startswith("before") and moment not in BEFORE):
+            return True
+        tried.add(kind)
+        return False
+
+    return skip
+
+
+def _import_everything() -> None:
+    import jinja2  # noqa: F401
+    import matplotlib.backends.backend_agg
+    import matplotlib.figure  # noqa: F401
+    import rich.table  # noqa: F401
+    import scipy.stats  # noqa: F401
+    import torch
+    import transformers
+
+    from bridge import fisher_overlap_run  # noqa: F401
+
+    torch.set_num_threads(1)  # no thread pool that a fork would lose
+    for name in ("AutoModelForCausalLM", "AutoTokenizer", "GPT2LMHeadModel", "PreTrainedTokenizerFast"):
+        getattr(transformers, name)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

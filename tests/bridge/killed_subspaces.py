@@ -1,0 +1,88 @@
+"""Kills tiny runs of `bridge.subspaces` everywhere; `python -m tests.bridge.killed_subspaces WORKPLACE`."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from bridge.subspaces import MEMORY_ADVICE, app
+from tests.bridge.killing import Killed, kill_everywhere
+
+REPORT = ("report.html",)
+ENERGY = ("energy.json", "energy.npz", "energy.png", "layers.png", *REPORT)
+MSO = ("mso.json", "mso.npz", "mso.png", "layers.png", *REPORT)
+MODEL = ("chat_template.jinja", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+         "tokenizer_config.json")  # fmt: skip
+PROJECT = ("project.json", "delta.json", "delta.safetensors", *(f"model/{name}" for name in MODEL), *REPORT)
+
+
+def main(folder: Path) -> None:
+    _import_everything()
+    given = ["--alignment", str(folder / "alignment.safetensors"), "--device", "cpu"]
+    full = f"full={folder / 'full.safetensors'}"
+    few = ["--fractions", "0.3,1", "--repeats", "2"]
+    one = ["--aligned", str(folder / "aligned"), "--save-model"]
+    commands: dict[str, tuple[tuple[str, ...], list[str], tuple[int, int]]] = {
+        "energy": (ENERGY, ["energy", *given, "--task", full, *few], (5, 30)),
+        "mso": (MSO, ["mso", *given, "--update", full, "--energies", "0.5,0.9", "--permutations", "3"], (5, 30)),
+        "project": (PROJECT, ["project", *given, "--task", full, "--fraction", "0.3", *one], (5, 9)),
+    }
+    for name, (compared, arguments, often) in commands.items():
+        (folder / f"killed-{name}").mkdir()
+        killed = Killed(
+            main=app,  # type: ignore[arg-type]  # command_of takes an app as well as a function
+            advice=MEMORY_ADVICE,
+            arguments=partial(_writing_to, arguments),
+            compared=compared,
+            watch=lambda at: None,
+            skip=_like_another(),
+            often=often,
+        )
+        kill_everywhere(killed, folder / f"killed-{name}")
+
+
+def _writing_to(arguments: list[str], out: Path) -> list[str]:
+    return [*arguments, "--out", str(out)]
+
+
+def _like_another() -> Callable[[str], bool]:
+    """Whether a moment is like one that was tried: the same but for a number, a picture, or the time before a rename.
+
+    Before a result or a model's folder appears is tried.
+    """
+    tried: set[str] = set()
+
+    def skip(moment: str) -> bool:
+        kind = re.sub(r"\d+", "#", moment)
+        early = moment.startswith("before") and not moment.endswith((".json", "model"))
+        if kind in tried or early or moment.endswith((".png", "manifest.json")):
+            return True
+        tried.add(kind)
+        return False
+
+    return skip
+
+
+def _import_everything() -> None:
+    import jinja2  # noqa: F401
+    import matplotlib.backends.backend_agg
+    import matplotlib.figure  # noqa: F401
+    import rich.table  # noqa: F401
+    import scipy.stats  # noqa: F401
+    import torch
+    import transformers
+
+    import bridge.subspaces_energy
+    import bridge.subspaces_mso
+    import bridge.subspaces_project  # noqa: F401
+
+    torch.set_num_threads(1)  # no thread pool that a fork would lose
+    for name in ("AutoConfig", "AutoModelForCausalLM", "LlamaForCausalLM"):
+        getattr(transformers, name)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
