@@ -3,19 +3,21 @@
     python -m bridge.finetune --model smollm2-135m --data gsm8k --method lora
 
 Writes a run folder: manifest.json, samples.jsonl, adapter/ (LoRA) or model/ and delta.safetensors (full), delta.json,
-finetune.json, loss.png and report.html.
+finetune.json, loss.png and report.html. With a defence, --defend, also skill.jsonl and defence.png: every update is
+projected off the directions that a skill is sensitive to (`bridge.defend`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from bridge.defence_plan import DefencePlan, Kind, make_defence
 from bridge.models import resolve
 from bridge.presets import DEFAULT_PRESET, PRESETS, describe, make_plan
 from bridge.training import Plan
@@ -28,7 +30,7 @@ MEMORY_ADVICE = "lower --micro-batch-size or --max-length, take --method lora, o
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides a run's numbers: model, rows and plan. `rows` 0 is all rows."""
+    """What decides a run's numbers: model, rows and plan, and a defence if there is one. `rows` 0 is all rows."""
 
     model: str
     data: str
@@ -41,6 +43,7 @@ class Settings:
     dtype: str | None
     device: str | None
     skip_bad_rows: bool
+    defence: DefencePlan | None = None
 
     def check(self) -> None:
         """Raise UserError for options that no run can have."""
@@ -54,6 +57,8 @@ class Settings:
                 "for speed on a GPU use --set bf16=true, which computes in bfloat16 and keeps float32 weights"
             )
         self.plan.check()
+        if self.defence is not None:
+            self.defence.check()
 
 
 def parse_overrides(items: Sequence[str]) -> dict[str, Any]:
@@ -79,6 +84,31 @@ def parse_overrides(items: Sequence[str]) -> dict[str, Any]:
         except ValueError:
             raise UserError(f"--set {name}: expected finite numbers, got {text}") from None
     return found
+
+
+_TRAINING = (
+    "learning_rate", "epochs", "max_steps", "batch_size", "micro_batch_size", "lora_rank", "lora_alpha",
+    "lora_dropout", "lora_targets", "seed",
+)  # fmt: skip
+_DEFENCE = (
+    "refresh", "rank", "max_utility_loss", "num_skill", "held_out", "max_new_tokens", "measure_every",
+)  # fmt: skip
+
+
+def make_settings(options: Mapping[str, Any]) -> Settings:
+    """Settings from options by the names of `main`, checked; UserError for options that no run can have."""
+    given = {name: options[name] for name in _TRAINING}
+    defence = {name: options[name] for name in _DEFENCE}
+    settings = Settings(
+        plan=make_plan(options["preset"], options["method"], given, parse_overrides(options["override"] or [])),
+        defence=make_defence(
+            options["defend"], options["skill"], **defence, batch_size=options["probe_batch_size"],
+            memory=options["probe_memory"],
+        ),
+        **{field.name: options[field.name] for field in fields(Settings) if field.name not in ("plan", "defence")},
+    )  # fmt: skip
+    settings.check()
+    return settings
 
 
 # ------------------------------------------------------------------------------------------- command line
@@ -116,6 +146,38 @@ def main(
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="Of the weights: float32 or float64. (default: float32)")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda. (default: the GPU if there is one)")] = None,
+    defend: Annotated[
+        Kind, typer.Option(help="Project each update off what the skill is sensitive to: at the base, or tracked.")
+    ] = "none",
+    refresh: Annotated[
+        int | None, typer.Option(help="Steps between two subspaces of tracked and budget. (default: 1)")
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option(help="d, the directions that are projected out. (default: all of the probe)")
+    ] = None,
+    max_utility_loss: Annotated[
+        float | None, typer.Option(help="Of --defend budget, in nats a response of the probe.")
+    ] = None,
+    skill: Annotated[
+        str | None,
+        typer.Option(help="What to defend: refusals, or FILE.jsonl; with --defend none, to measure only."),
+    ] = None,
+    num_skill: Annotated[
+        int | None, typer.Option(help="Responses of the model that make the defence's probe. (default: 48)")
+    ] = None,
+    held_out: Annotated[
+        int | None, typer.Option(help="Further responses, on which the defence is judged. (default: 48)")
+    ] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Longest of these responses. (default: 32)")] = None,
+    measure_every: Annotated[
+        int | None, typer.Option(help="Steps between two measurements of the probe's utility loss. (default: 5)")
+    ] = None,
+    probe_batch_size: Annotated[
+        int | None, typer.Option(help="Responses of the probe computed at a time. (default: 4)")
+    ] = None,
+    probe_memory: Annotated[
+        float | None, typer.Option(help="GiB for what the probe keeps between passes. (default: 2)")
+    ] = None,
     skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help="Leave out bad rows and say so.")] = False,
     out: Annotated[Path | None, typer.Option(help="Run folder. (default: runs/finetune/MODEL-HASH)")] = None,
     show_preset: Annotated[
@@ -126,21 +188,17 @@ def main(
 
     The loss covers the response tokens only. The weights are trained in float32, whatever the model was stored in.
     The same command again goes on with a run that was stopped, and gives the same weights to the last bit.
+
+    --defend keeps a skill: static projects every update off the sensitive subspace of the base, tracked off that of
+    the weights at the last refresh, budget only as much as keeps the measured utility loss within
+    --max-utility-loss. While a defence or --skill is given, full fine-tuning trains the linear modules of the blocks
+    alone: embeddings, norms and biases are frozen.
     """
+    given = dict(locals())  # every option by its name
     if show_preset is not None:
         print(describe(show_preset))
         return
-    given = {
-        "learning_rate": learning_rate, "epochs": epochs, "max_steps": max_steps, "batch_size": batch_size,
-        "micro_batch_size": micro_batch_size, "lora_rank": lora_rank, "lora_alpha": lora_alpha,
-        "lora_dropout": lora_dropout, "lora_targets": lora_targets, "seed": seed,
-    }  # fmt: skip
-    settings = Settings(
-        model=model, data=data, rows=rows, mix=mix, share=share, max_length=max_length, preset=preset,
-        plan=make_plan(preset, method, given, parse_overrides(override or [])), dtype=dtype, device=device,
-        skip_bad_rows=skip_bad_rows,
-    )  # fmt: skip
-    settings.check()
+    settings = make_settings(given)
     resolve(model)
     from bridge.finetune_run import run  # torch takes a second or two to import: wrong input should not wait for it
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from bridge.defence_report import defence_lines, defence_picture
 from bridge.drawing import DARK, LIGHT, MID, new_figure, png_of
 from bridge.pages import render_page
 from bridge.reading import number
@@ -33,7 +34,7 @@ def lines(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         for kind, share in update["shares"].items()
         if share or kind == "block linear modules"
     ]
-    return rows
+    return rows + defence_lines(found.get("defence"))
 
 
 def print_table(found: Mapping[str, Any]) -> None:
@@ -72,19 +73,23 @@ def write(
     texts: Sequence[str],
     folder: Path,
 ) -> None:
-    """Write loss.png and report.html."""
-    picture = loss_picture(found)
-    write_atomically(folder / "loss.png", picture)
+    """Write loss.png and report.html, and defence.png where there is a defence."""
+    pictures = {"loss": loss_picture(found)}
+    if found.get("defence"):
+        pictures["defence"] = defence_picture(found["defence"])
+    for name, picture in pictures.items():
+        write_atomically(folder / f"{name}.png", picture)
     plan = {name: value for name, value in found["plan"].items() if name in sources} | {
         f"set {name}": value for name, value in found["plan"]["overrides"].items()
     }
     page = render_page(
         "finetune.html",
-        {"loss": picture},
+        pictures,
         title=_title(found),
         lines=lines(found),
         plan=[(name, value, sources[name]) for name, value in plan.items()],
-        settings={name: value for name, value in settings.items() if name != "plan"},
+        settings={name: value for name, value in settings.items() if name not in ("plan", "defence")}
+        | {f"defence {name}": value for name, value in (settings.get("defence") or {}).items()},
         parts=found["parts"],
         likelihood=is_likelihood(found["plan"]["overrides"]),
         texts=texts,

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bridge import finetune_report, models
+from bridge import defended_run, finetune_report, models
 from bridge.data import ChatFormat, load_rows
 from bridge.mixtures import Selection, select_samples
 from bridge.models import LoadedModel
@@ -35,7 +35,8 @@ def run(settings: Settings, out: Path | None = None, quiet: bool = False) -> Pat
     """
     settings.check()
     progress = Progress(quiet)
-    for option, spec in (("data", settings.data), ("mix", settings.mix)):
+    skill = None if settings.defence is None else settings.defence.skill
+    for option, spec in (("data", settings.data), ("mix", settings.mix), ("skill", skill)):
         if spec is not None:
             _named(option, partial(load_rows, spec, skip_bad_rows=settings.skip_bad_rows))
     from bridge.training_arguments import check_overrides  # trl takes seconds to import
@@ -49,18 +50,20 @@ def run(settings: Settings, out: Path | None = None, quiet: bool = False) -> Pat
     for line in chosen.skipped:
         progress.say(f"left out: {line}")
     check_positions(loaded, chosen.samples, [], 0)
+    defended = defended_run.prepare(loaded, chat, settings, progress)
     identity = asdict(settings) | {
         **model_identity(loaded),
         "tokens": token_hash(chosen.samples),
         "end_token_ids": list(chat.end_token_ids),
         "data_sha256": [part["sha256"] for part in chosen.parts],
+        **({} if defended is None else defended.identity),
     }
     default = Path("runs") / "finetune" / f"{run_name(settings.model)}-{short_hash(identity)}"
     folder = RunFolder(out or default, COMMAND, identity)
     try:
         already = folder.complete
         if not already:
-            _finetune(loaded, chosen, settings, folder, progress)
+            _finetune(loaded, chosen, settings, defended, folder, progress)
         found = read_result(folder.path / "finetune.json")
         if already:
             progress.say(f"complete already: {folder.path}{folder.made_with()}")
@@ -93,14 +96,23 @@ def _select(chat: ChatFormat, settings: Settings) -> Selection:
 
 
 def _finetune(
-    loaded: LoadedModel, chosen: Selection, settings: Settings, folder: RunFolder, progress: Progress
+    loaded: LoadedModel,
+    chosen: Selection,
+    settings: Settings,
+    defended: defended_run.Defended | None,
+    folder: RunFolder,
+    progress: Progress,
 ) -> None:
     """All stages from the samples to the finished folder."""
     lines = "".join(sample.to_json() + "\n" for sample in chosen.samples)
     write_atomically(folder.path / "samples.jsonl", lines.encode())
     kinds = parameter_kinds(loaded.model)
-    tuned = tune(loaded, chosen.samples, settings.plan, folder, progress)
+    if defended is not None:
+        defended.draw(folder)
+    make_hook = None if defended is None else defended.make_hook
+    tuned = tune(loaded, chosen.samples, settings.plan, folder, progress, make_hook=make_hook)
     found = _result(tuned.log, update_summary(tuned.delta, kinds), chosen, settings)
+    found["defence"] = None if defended is None else defended.result(chosen.samples, tuned.log.seconds)
     write_json(folder.path / "finetune.json", found)
     texts = [str(loaded.tokenizer.decode(list(sample.input_ids))) for sample in chosen.samples[:5]]
     finetune_report.write(found, asdict(settings), sources(settings.preset, settings.plan), texts, folder.path)

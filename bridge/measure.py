@@ -6,7 +6,8 @@ same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -75,6 +76,16 @@ class Update:
         return curvature.inner_product(getattr(self, left)[name], getattr(self, right)[name])
 
 
+@dataclass(frozen=True)
+class Start:
+    """What the gradient alone says of the update path."""
+
+    velocity: Direction
+    preconditioner: Direction | None  # Adam's diagonal M, or None for the identity
+    gradient_squared: dict[str, float]  # |g|^2 by module
+    loss: float  # the fine-tuning loss at theta, mean over response tokens
+
+
 # ------------------------------------------------------------------------------------- velocity, acceleration
 
 
@@ -97,36 +108,58 @@ def measure_update(
         progress: where to show the stages.
 
     """
-    names = list(subject.modules)
-    for weight in subject.weights.values():
+    start = measure_velocity(subject, samples, optimizer, adam_batch_size, folder, progress)
+    product = hessian_product(subject, samples, start.velocity, folder, progress)
+    acceleration = curvature.times(-1.0, product)
+    if start.preconditioner is not None:
+        acceleration = curvature.times(start.preconditioner, acceleration)
+    acceleration = in_order(acceleration, list(subject.modules))
+    require_finite("acceleration", acceleration)
+    return Update(start.velocity, acceleration, start.gradient_squared, start.loss)
+
+
+@contextmanager
+def differentiable(subject: Subject) -> Iterator[None]:
+    """Within the context the selected weights take gradients."""
+    weights = subject.weights.values()
+    for weight in weights:
         weight.requires_grad_(True)
     try:
-        path = folder.checkpoint("velocity.safetensors")
-        if not path.exists():
-            _measure_velocity(subject, samples, optimizer, adam_batch_size, folder, progress)
-        found, meta = load_directions(path, subject.device)
-        velocity = in_order(found["velocity"], names)
-        scale = found.get("preconditioner", -1.0)
-        _require_finite("velocity", velocity)
-        product = _hessian_product(subject, samples, velocity, folder, progress)
+        yield
     finally:
-        for weight in subject.weights.values():
+        for weight in weights:
             weight.requires_grad_(False)
-    if isinstance(scale, float):
-        acceleration = curvature.times(scale, product)
-    else:
-        acceleration = curvature.times(curvature.times(-1.0, scale), product)
-    _require_finite("acceleration", acceleration)
-    return Update(velocity, in_order(acceleration, names), meta["gradient_squared"], meta["loss"])
 
 
-def _require_finite(what: str, direction: Direction) -> None:
+def require_finite(what: str, direction: Direction) -> None:
+    """Raise UserError, naming the module, unless a direction is finite."""
     for name, part in direction.items():
         if not torch.isfinite(part).all():
             raise UserError(f"expected a finite {what}, got inf or nan in {name}: use --dtype float32")
 
 
-def _measure_velocity(
+def measure_velocity(
+    subject: Subject,
+    samples: Sequence[Sample],
+    optimizer: Optimizer,
+    adam_batch_size: int,
+    folder: Checkpoints,
+    progress: Progress,
+) -> Start:
+    """Velocity of a fine-tune on the samples; arguments as of `measure_update`."""
+    names = list(subject.modules)
+    path = folder.checkpoint("velocity.safetensors")
+    if not path.exists():
+        with differentiable(subject):
+            _write_velocity(subject, samples, optimizer, adam_batch_size, folder, progress)
+    found, meta = load_directions(path, subject.device)
+    velocity = in_order(found["velocity"], names)
+    require_finite("velocity", velocity)
+    scale = found.get("preconditioner")
+    return Start(velocity, scale and in_order(scale, names), meta["gradient_squared"], meta["loss"])
+
+
+def _write_velocity(
     subject: Subject,
     samples: Sequence[Sample],
     optimizer: Optimizer,
@@ -170,10 +203,10 @@ def _measure_velocity(
     path.unlink()
 
 
-def _hessian_product(
-    subject: Subject, samples: Sequence[Sample], velocity: Direction, folder: Checkpoints, progress: Progress
+def hessian_product(
+    subject: Subject, samples: Sequence[Sample], direction: Direction, folder: Checkpoints, progress: Progress
 ) -> Direction:
-    """Hessian of the mean token loss times the velocity."""
+    """Hessian of the mean token loss on the samples times a direction, in the modules' order."""
     weights = subject.weights
     # Twice differentiating keeps about three times what a gradient keeps.
     size, tokens = max(1, subject.batch_size // 2), _HESSIAN_TOKENS * subject.batch_size
@@ -182,12 +215,13 @@ def _hessian_product(
     sums = Accumulator(path, lambda: {"product": curvature.zeros_like(weights)}, subject.device)
 
     def body(step: int) -> float:
-        curvature.add_hessian_product(sums.sums["product"], subject.model, subject.modules, velocity, batches[step])
+        curvature.add_hessian_product(sums.sums["product"], subject.model, subject.modules, direction, batches[step])
         return 0.0
 
-    with progress.stage("Hessian-vector product", len(batches), sums.done) as tick:
+    with progress.stage("Hessian-vector product", len(batches), sums.done) as tick, differentiable(subject):
         sums.run(len(batches), body, tick)
-    return curvature.times(1.0 / sum(b.num_tokens for b in batches), sums.sums["product"])
+    product = in_order(sums.sums["product"], list(weights))
+    return curvature.times(1.0 / sum(b.num_tokens for b in batches), product)
 
 
 # ------------------------------------------------------------------------------------------------ scores
@@ -232,7 +266,7 @@ def measure_products(
             for block in missing:
                 tick()
                 found: dict[str, taps.ModuleScores] = {}
-                for part in _modules_at_once(subject, blocks[block], batches):
+                for part in modules_at_once(subject, blocks[block], batches):
                     found |= taps.contract_block(
                         subject.model,
                         block,
@@ -297,7 +331,7 @@ def blocks_at_once(subject: Subject, batches: Sequence[Batch]) -> int:
     return max(1, subject.memory_bytes // 2 // (2 * tokens * widest * itemsize))
 
 
-def _modules_at_once(subject: Subject, names: Sequence[str], batches: Sequence[Batch]) -> list[list[str]]:
+def modules_at_once(subject: Subject, names: Sequence[str], batches: Sequence[Batch]) -> list[list[str]]:
     """The block's modules in groups whose inputs and output gradients fit in half the memory that the user allows."""
     tokens = sum(batch.input_ids.numel() for batch in batches)
     groups: list[list[str]] = []

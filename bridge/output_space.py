@@ -87,7 +87,7 @@ def token_moments(
     rows = max(1, _CHUNK_BYTES // (8 * logits.shape[1]))
     for k in range(0, logits.shape[0], rows):
         part = slice(k, k + rows)
-        sums, loss = _reduce(logits[part], first[part], second[part], batch.target[part], grid)
+        sums, loss = reduce_tokens(logits[part], first[part], second[part], batch.target[part], grid)
         columns.append(sums)
         losses.append(loss)
     sums = torch.stack([sum_by_row(column, batch) for column in torch.cat(columns, 1)])
@@ -96,7 +96,9 @@ def token_moments(
     return TokenMoments(first_, second_, leak, quartic, cross, loss.cpu().numpy())
 
 
-def _reduce(logits: Tensor, first: Tensor, second: Tensor, target: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+def reduce_tokens(
+    logits: Tensor, first: Tensor, second: Tensor, target: Tensor, times: Tensor
+) -> tuple[Tensor, Tensor]:
     """Five sums per token (5, R) and the predicted loss (T, R) of R tokens, in float64."""
     p = torch.softmax(logits.double(), 1)
     c1 = first.double() - (p * first).sum(1, keepdim=True)

@@ -18,7 +18,7 @@ import torch
 
 from bridge.lent_model import given_back, quiet, without_dropout
 from bridge.samples import Sample
-from bridge.training import OnStep, Plan, TrainingLog, is_likelihood
+from bridge.training import OnStep, Plan, StepHook, TrainingLog, is_likelihood
 from bridge.training_arguments import arguments
 from bridge.transformers_setup import first_line, quick_imports
 from commands.errors import UserError
@@ -48,6 +48,7 @@ def run(
     progress: Progress,
     pad_id: int,
     on_step: OnStep | None,
+    hook: StepHook | None,
     stage: str,
 ) -> TrainingLog:
     """What `bridge.training.train` does once its input is checked: the trainable model in place, and its log."""
@@ -55,6 +56,8 @@ def run(
     if device.type == "cuda" and device.index:
         raise UserError(f"--device {device}: training uses the first GPU; hide the others with CUDA_VISIBLE_DEVICES")
     whole = _last_whole(folder)
+    if hook is not None and whole is not None:
+        hook.load(whole)
     with quiet(), given_back(model, _checkpoints_activations(plan)), without_dropout(model):
         args = arguments(plan, folder, device)
         with _blaming(plan):
@@ -72,6 +75,8 @@ def run(
         total = plan.steps(len(samples))
         with progress.stage(stage, total, done) as tick:
             steps = _Steps(trainer, progress, tick, on_step, 0.0 if whole is None else _read(whole)["seconds"], total)
+            if hook is not None:
+                trainer.add_callback(_Hooked(hook))  # before _Steps, which asks for a checkpoint of what it leaves
             trainer.add_callback(steps)
             with _blaming(plan, lambda: trainer.state.global_step == done):  # optimizers are made only now
                 trainer.train(resume_from_checkpoint=None if whole is None else str(whole))
@@ -201,6 +206,25 @@ class _Trainer(SFTTrainer):
             self.model.save_pretrained(output_dir, save_embedding_layers=False)
         else:
             super()._save(output_dir, state_dict)
+
+
+class _Hooked(TrainerCallback):
+    """A StepHook around every optimizer step, and its part of every checkpoint."""
+
+    def __init__(self, hook: StepHook) -> None:
+        self._hook = hook
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Before the gradient: some optimizers move the weights while it is computed."""
+        self._hook.before_step(state.global_step)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """After the optimizer, before the schedule."""
+        self._hook.after_step(state.global_step)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Before `_Steps` makes the checkpoint whole."""
+        self._hook.save(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
 class _Steps(TrainerCallback):

@@ -267,7 +267,7 @@ def contract_block(
     out = {}
     for name, module in modules.items():
         parts = [direction(name) for direction in directions]
-        out[name] = _contract(taps.pop(name), order, module, parts, chunk_bytes)
+        out[name] = contract_pairs(taps.pop(name), order, module, parts, chunk_bytes)
     return out
 
 
@@ -343,14 +343,23 @@ def score_chunks(
         yield part, scores
 
 
-def _contract(
+def contract_pairs(
     pairs: Sequence[tuple[Tensor, Tensor]],
     order: Sequence[int],
     module: torch.nn.Module,
     directions: Sequence[Part | None],
     chunk_bytes: int,
 ) -> ModuleScores:
-    """Gram and inner products, some rows of the weight's shape at a time."""
+    """One module's gram and inner products, some rows of the weight's shape at a time.
+
+    Args:
+        pairs: its inputs (B, T, in) and output gradients (B, T, out), a pair a batch.
+        order: which sample each row is, batch after batch.
+        module: the module.
+        directions: its parts of vectors b whose inner products are wanted, or None where b does not move it.
+        chunk_bytes: how much of the scores may stand in memory at once.
+
+    """
     count, weight = len(order), module.get_parameter("weight")
     gram = torch.zeros(count, count, dtype=torch.float64, device=weight.device)
     inner = [_thin_inner(pairs, count, weight, _transposed(module), direction) for direction in directions]

@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from bridge.samples import Sample
 from commands.errors import UserError
@@ -23,6 +24,36 @@ if TYPE_CHECKING:
 Method = Literal["lora", "full"]
 OnStep = Callable[[int, Any], bool]
 _MICRO_BATCH = 4  # rows at a time unless told: what fits beside a small model on a laptop
+
+
+@runtime_checkable
+class StepHook(Protocol):
+    """Something that stands around every optimizer step of a training and may change what the step did.
+
+    While it is there, only its `trained` parameters are trained. What it needs to go on after a kill it saves into
+    each checkpoint.
+    """
+
+    @property
+    def trained(self) -> Sequence[torch.nn.Parameter]:
+        """The parameters that may move; of a LoRA model, some of its adapters'."""
+        ...
+
+    def before_step(self, done: int) -> None:
+        """Called with the number of steps done, before the gradient of the next one is computed."""
+        ...
+
+    def after_step(self, done: int) -> None:
+        """Called with the same number when the optimizer has moved the weights."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write what decides the rest of the training into a checkpoint's folder."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Take over what `save` wrote."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -178,6 +209,7 @@ def train(
     *,
     pad_id: int,
     on_step: OnStep | None = None,
+    hook: StepHook | None = None,
     stage: str = "training",
 ) -> TrainingLog:
     """Fine-tune the model in place; with the same folder again, go on from the last whole checkpoint.
@@ -196,6 +228,7 @@ def train(
         on_step: called after each step with the number of steps done and the model in evaluation mode; True ends
             the training. It does not disturb torch's random numbers, and is not called again for steps that a
             killed process had saved.
+        hook: stands around every optimizer step (a defence, say); parameters that are not its own are frozen.
         stage: name of the stage, and of its folder of checkpoints.
 
     Returns:
@@ -209,23 +242,25 @@ def train(
     plan.check()
     if not samples:
         raise UserError("--data: expected at least one row to train on, got none")
-    _make_trainable(model, plan)
+    _make_trainable(model, plan, hook)
     from bridge import sft
 
     try:
-        return sft.run(model, samples, plan, folder.checkpoint(stage), progress, pad_id, on_step, stage)
+        return sft.run(model, samples, plan, folder.checkpoint(stage), progress, pad_id, on_step, hook, stage)
     finally:
         model.eval().requires_grad_(False)
 
 
-def _make_trainable(model: torch.nn.Module, plan: Plan) -> None:
+def _make_trainable(model: torch.nn.Module, plan: Plan, hook: StepHook | None) -> None:
     import torch
 
     adapted = hasattr(model, "peft_config")
     if adapted != (plan.method == "lora"):
         raise ValueError(f"method {plan.method} got a model {'with' if adapted else 'without'} adapters")
+    chosen = None if hook is None else {id(parameter) for parameter in hook.trained}
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_" in name if adapted else parameter.is_floating_point())
+        wanted = "lora_" in name if adapted else parameter.is_floating_point()
+        parameter.requires_grad_(wanted and (chosen is None or id(parameter) in chosen))
     low = next((p for p in model.parameters() if p.dtype not in (torch.float32, torch.float64)), None)
     if low is not None:
         raise UserError(

@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from bridge.data import Sample
 from bridge.models import LoadedModel
-from bridge.training import OnStep, Plan, TrainingLog, train, with_lora
+from bridge.training import OnStep, Plan, StepHook, TrainingLog, train, with_lora
 from commands.progress import Progress
 from commands.store import RunFolder
 
 if TYPE_CHECKING:
     from bridge.weight_delta import WeightDelta
+
+MakeHook = Callable[[Any], StepHook]
+"""Makes what stands around the optimizer's steps, of the model as it is trained: with its adapters, for LoRA."""
 
 DELTA_FILES = {"full": "delta.safetensors", "lora": "adapter"}
 
@@ -39,15 +42,18 @@ def tune(
     folder: RunFolder,
     progress: Progress,
     on_step: OnStep | None = None,
+    make_hook: MakeHook | None = None,
 ) -> Tuned:
     """Fine-tune the loaded model in place and write the change of its weights into the folder, with its delta.json.
 
     LoRA writes adapter/, full fine-tuning delta.safetensors and model/. With the same folder again it goes on where
-    a killed process stopped. `on_step` and errors as of `bridge.training.train`.
+    a killed process stopped. `on_step`, the hook that `make_hook` makes, and errors as of `bridge.training.train`.
     """
     from bridge.deltas import write_record
 
-    tuned = (_tune_lora if plan.method == "lora" else _tune_full)(loaded, samples, plan, folder, progress, on_step)
+    tuned = (_tune_lora if plan.method == "lora" else _tune_full)(
+        loaded, samples, plan, folder, progress, on_step, make_hook
+    )
     write_record(folder.path, tuned.delta, DELTA_FILES[plan.method], loaded.name, loaded.weights_hash)
     return tuned
 
@@ -59,11 +65,12 @@ def _tune_lora(
     folder: RunFolder,
     progress: Progress,
     on_step: OnStep | None,
+    make_hook: MakeHook | None,
 ) -> Tuned:
     from bridge.deltas import LoraDelta
 
     adapted = with_lora(loaded.model, plan, base_name=loaded.name)
-    log = _train(adapted, loaded, samples, plan, folder, progress, on_step)
+    log = _train(adapted, loaded, samples, plan, folder, progress, on_step, make_hook)
 
     def fill(place: Path) -> None:
         adapted.save_pretrained(place, save_embedding_layers=False)
@@ -83,6 +90,7 @@ def _tune_full(
     folder: RunFolder,
     progress: Progress,
     on_step: OnStep | None,
+    make_hook: MakeHook | None,
 ) -> Tuned:
     from bridge.deltas import FullDelta, save_snapshot, write_full_delta
     from bridge.tensor_files import TensorFiles
@@ -90,7 +98,7 @@ def _tune_full(
     snapshot = folder.checkpoint("base.safetensors")
     if not snapshot.exists():
         save_snapshot(snapshot, loaded.model)
-    log = _train(loaded.model, loaded, samples, plan, folder, progress, on_step)
+    log = _train(loaded.model, loaded, samples, plan, folder, progress, on_step, make_hook)
     path = folder.path / DELTA_FILES["full"]
     with progress.stage("change of the weights", 1):
         write_full_delta(path, loaded.model, TensorFiles([snapshot]), {"base_sha256": loaded.weights_hash})
@@ -106,9 +114,11 @@ def _train(
     folder: RunFolder,
     progress: Progress,
     on_step: OnStep | None,
+    make_hook: MakeHook | None,
 ) -> TrainingLog:
     pad_id = int(loaded.tokenizer.pad_token_id)
-    log = train(model, samples, plan, folder, progress, pad_id=pad_id, on_step=on_step)
+    hook = None if make_hook is None else make_hook(model)
+    log = train(model, samples, plan, folder, progress, pad_id=pad_id, on_step=on_step, hook=hook)
     folder.note_progress()
     return log
 

@@ -24,7 +24,8 @@ def stored_run(folder: Path, count: int) -> Path:
         "max_new_tokens": 8, "dtype": None, "device": None,
     }  # fmt: skip
     prompts = {"name": "p", "sha256": "0" * 64, "rows": count, "skipped": [], "left_out": 0}
-    about = {"model": "some/model", "delta": None, "prompts": prompts, "decoding": {}, "max_new_tokens": 8}
+    about = {"model": "some/model", "delta": None, "prompts": prompts, "decoding": {}, "max_new_tokens": 8,
+             "items": count}  # fmt: skip
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text(
         json.dumps({"command": "bridge.harmfulness", "status": "complete", "settings": settings})

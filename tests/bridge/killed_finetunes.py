@@ -1,9 +1,10 @@
-"""Kills tiny fine-tunes everywhere; `python -m tests.bridge.killed_finetunes WORKPLACE METHOD`."""
+"""Kills tiny fine-tunes everywhere; `python -m tests.bridge.killed_finetunes WORKPLACE METHOD [DEFENCE]`."""
 
 from __future__ import annotations
 
 import gc
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ RESULTS = {
         "model/chat_template.jinja", "model/tokenizer.json", "model/tokenizer_config.json",
     ),
 }  # fmt: skip
+DEFENDED = ("skill.jsonl", "defence.png")
 # Where a process dies: what both methods share is tried with one of them.
 MOMENTS = {
     "lora": {
@@ -32,6 +34,19 @@ MOMENTS = {
     },
 }  # fmt: skip
 
+DEFENDED_MOMENTS = {
+    "after skill-responses-0.json", "after skill.jsonl", "after defence-gram.npz", "before defence.json",
+    "after defence.json", "tick of training", "after defence.png",
+}  # fmt: skip
+
+
+def defence_options(folder: Path, kind: str, *more: str) -> list[str]:
+    """A defence of the skill in folder/skill.jsonl: four responses to project off, three to judge by."""
+    return [
+        *("--defend", kind, "--skill", str(folder / "skill.jsonl"), "--num-skill", "4", "--held-out", "3"),
+        *("--max-new-tokens", "5", "--measure-every", "2", "--probe-batch-size", "3", *more),
+    ]
+
 
 def finetune_options(folder: Path, method: str, out: Path, *more: str) -> list[str]:
     """A fine-tune of folder/model: five rows, two passes of three steps (the last of one row), LoRA with dropout."""
@@ -42,26 +57,32 @@ def finetune_options(folder: Path, method: str, out: Path, *more: str) -> list[s
     ]
 
 
-def main(folder: Path, method: str) -> None:
+def main(folder: Path, method: str, defence: str | None = None) -> None:
     import_everything()
+    more = () if defence is None else defence_options(folder, defence, "--refresh", "2")
+    moments = MOMENTS[method] if defence is None else DEFENDED_MOMENTS
     killed = Killed(
         main=command,
         advice=MEMORY_ADVICE,
-        arguments=lambda out: finetune_options(folder, method, out),
-        compared=(*COMPARED, *RESULTS[method]),
+        arguments=lambda out: finetune_options(folder, method, out, *more),
+        compared=(*COMPARED, *RESULTS[method], *(DEFENDED if defence else ())),
         watch=_watch,
-        skip=lambda moment: moment not in MOMENTS[method],
+        skip=lambda moment: moment not in moments,
         normal=_without_seconds,
-        often=(10, 5),
+        often=(10, 5) if defence is None else (15, 14),
     )
     kill_everywhere(killed, folder)
 
 
 def _without_seconds(name: str, content: bytes) -> bytes:
+    if name == "report.html":
+        return re.sub(rb"<tr><td>extra time.*?</tr>", b"", content)
     if name != "finetune.json":
         return content
     found = json.loads(content)
     found.pop("seconds")
+    for timed in ("extra_seconds", "extra_share"):
+        (found["defence"] or {}).pop(timed, None)
     return json.dumps(found).encode()
 
 
@@ -74,7 +95,7 @@ def import_everything() -> None:
     import transformers
     from peft import get_peft_model  # noqa: F401
 
-    from bridge import deltas, finetune_run, sft  # noqa: F401
+    from bridge import defend, deltas, finetune_run, probe, sft  # noqa: F401
 
     torch.set_num_threads(1)  # no thread pool that a fork would lose
     for name in ("AutoModelForCausalLM", "AutoTokenizer", "LlamaForCausalLM", "PreTrainedTokenizerFast"):
@@ -99,4 +120,4 @@ def _watch(at: At) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), *sys.argv[2:])

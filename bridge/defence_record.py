@@ -1,0 +1,57 @@
+"""What a defence saw and did at the steps of a fine-tune."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What a defence saw and did at one optimizer step.
+
+    step: from 1. update_squared: |delta|^2 of the optimizer's own update. inside: |P delta|^2 / |delta|^2. leak,
+    leak_left: root mean square over the probe of s_i . delta at the anchor, of the update and of what is left of it
+    (predicted from the gram). projected: the share of P delta that was taken out; kept: the share of what remained
+    that was applied (below 1 only where a budget could not be kept otherwise). rank: of the subspace. utility_loss:
+    mean over the probe after the step, in nats a response. What was not computed at a step is None.
+    """
+
+    step: int
+    update_squared: float
+    inside: float | None = None
+    leak: float | None = None
+    leak_left: float | None = None
+    projected: float = 0.0
+    kept: float = 1.0
+    rank: int | None = None
+    utility_loss: float | None = None
+
+
+def root_mean_square(values: Float[np.ndarray, " N"]) -> float:
+    """Root of the mean square."""
+    return float(np.sqrt(np.mean(values**2)))
+
+
+def summary(records: Sequence[StepRecord]) -> Mapping[str, Any]:
+    """What happened over all steps: shares of the updates' squares, leaks, and how often a budget bound.
+
+    "inside": of the squared updates that were looked at, the share inside the subspace; "leak" and "leak_left": root
+    mean squares over those steps; "steps_projected", "steps_held_back": how many were projected, and how many were
+    shortened besides; "rank": the smallest and largest of the subspace. None where no step was looked at.
+    """
+    seen = [record for record in records if record.inside is not None]
+    total = sum(record.update_squared for record in seen)
+    ranks = [record.rank for record in seen if record.rank is not None]
+    return {
+        "inside": sum((r.inside or 0.0) * r.update_squared for r in seen) / total if total else None,
+        "leak": root_mean_square(np.array([r.leak for r in seen])) if seen else None,
+        "leak_left": root_mean_square(np.array([r.leak_left for r in seen])) if seen else None,
+        "steps_projected": sum(record.projected > 0 for record in records),
+        "steps_held_back": sum(record.kept < 1 for record in records),
+        "rank": [min(ranks), max(ranks)] if ranks else None,
+    }

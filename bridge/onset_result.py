@@ -1,0 +1,291 @@
+"""onset.json: the measured onset beside its prediction, put together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from bridge.lanczos import Leading
+from bridge.output_space import TokenMoments
+from bridge.pilot import PilotPoint
+from bridge.step_moments import StepMoments
+from bridge.training import Plan, TrainingLog
+from commands.store import SCHEMA_VERSION
+from theory import onset
+from theory.damage_forecast import forecast_end
+from theory.descent import Schedule
+from theory.local_slopes import first_departure, stretches
+from theory.pilot_forecast import LEVEL, Forecast, forecasts
+from theory.resampling import bootstrap_weights, percentile_interval
+
+if TYPE_CHECKING:
+    from bridge.onset import Settings
+
+FLOOR_SHARE = 0.1
+"""Of a measured loss at most, that rounding may be, for its ratio and exponent to be read."""
+DRIFTING = "drifting power law"
+DEPARTURES = {"ten_percent": 1.1, "factor_two": 2.0}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The prediction for one set of samples: at the schedule's times, and of the flow at finer ones."""
+
+    steps: StepMoments
+    fine_times: Float[np.ndarray, " F"]
+    fine_loss: Float[np.ndarray, "N F"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the real steps did: utility loss (N, G) by set, the fine-tuning loss and the distance from the base."""
+
+    losses: dict[str, np.ndarray]
+    finetuning_losses: list[float]
+    distances: list[float]
+
+
+@dataclass(frozen=True)
+class Removed:
+    """What the removal of the overlap took from the velocity.
+
+    rank: d, the directions removed; samples: those that they are of; condition: largest over smallest of their
+    eigenvalues; share: of the velocity's square that was taken; leak_before, leak_after: root mean square of s_i . v
+    over the same samples; motion_before: by set, the exact leak of the velocity as it was.
+    """
+
+    rank: int
+    samples: int
+    condition: float
+    share: float
+    leak_before: float
+    leak_after: float
+    motion_before: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Everything:
+    """All that a run has measured; arrays by set of samples."""
+
+    schedule: Schedule
+    motion: Mapping[str, TokenMoments]
+    predicted: Mapping[str, Curve]
+    measured: Measured
+    floor: Mapping[str, Mapping[str, np.ndarray]]
+    leading: Leading | None
+    removed: Removed | None
+    finetuning_loss: float
+    groups: Mapping[str, Int[np.ndarray, " N"]]
+
+
+def plain(settings: Settings) -> dict[str, Any]:
+    """The settings as a table shows them, the real optimiser's plan among them."""
+    found = asdict(settings)
+    plan = found.pop("plan")
+    return found | {f"plan.{key}": value for key, value in plan.items() if key != "overrides"}
+
+
+def assemble(all_of: Everything, settings: Settings, dtype: str) -> dict[str, Any]:
+    """The content of onset.json but for the pilot and the sentences."""
+    sets = {name: _of_set(all_of, name, settings) for name in all_of.motion}
+    main = sets["skill"]
+    removed = None if all_of.removed is None else asdict(all_of.removed)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "model": settings.model,
+        "skill": settings.skill,
+        "finetune": settings.finetune,
+        "optimizer": settings.optimizer,
+        "method": settings.method,
+        "dtype": dtype,
+        "finetuning_loss": all_of.finetuning_loss,
+        "largest_rate": float(all_of.schedule.rates.max()),
+        "crossover": main["crossover"],
+        "sets": sets,
+        "curvature": _curvature(all_of.leading),
+        "removed": removed,
+        "realistic": [_realistic(rate, steps, main) for rate, steps in settings.realistic],
+    }
+
+
+def _curvature(leading: Leading | None) -> dict[str, Any] | None:
+    if leading is None:
+        return None
+    limit = 2 / leading.value if leading.value > 0 else None
+    return asdict(leading) | {"limit": limit}
+
+
+def _realistic(rate: float, steps: int, main: Mapping[str, Any]) -> dict[str, Any]:
+    t, valid = rate * steps, main["validity"]["factor_two"]
+    last = main["points"][-1]["t"]
+    return {
+        "learning_rate": rate,
+        "steps": steps,
+        "t": t,
+        "crossovers": t / main["crossover"],
+        "place": "beyond the expansion" if t > (valid or math.inf) else "not measured so far" if t > last else None,
+    }
+
+
+def _of_set(all_of: Everything, name: str, settings: Settings) -> dict[str, Any]:
+    moments, curve = all_of.motion[name], all_of.predicted[name]
+    times, losses = all_of.schedule.times, all_of.measured.losses[name]
+    floor = float(all_of.floor[name]["rounding"].mean())
+    weights = np.full(len(losses), 1 / len(losses))
+    draws = bootstrap_weights(weights, settings.bootstrap, settings.seed, all_of.groups[name])
+    crossover = onset.crossover(moments.leak(), moments.quartic())
+    measured, predicted = losses.mean(0), curve.steps.loss.mean(0)
+    slopes = {key: onset.local_slope(times, values) for key, values in (("", measured), ("predicted_", predicted))}
+    read = measured * FLOOR_SHARE >= floor
+    points = [
+        {
+            **_measured_at(all_of, k),
+            **_predicted_at(times[k], curve.steps, k),
+            "utility_loss": float(measured[k]),
+            "interval": _interval(draws @ losses[:, k]),
+            "predicted": float(predicted[k]),
+            "ratio": _ratio(measured[k], predicted[k]),
+            "ratio_interval": _interval(_safe(draws @ losses[:, k], draws @ curve.steps.loss[:, k])),
+            "exponent": _or_none(slopes[""][k]),
+            "predicted_exponent": _or_none(slopes["predicted_"][k]),
+            "above_floor": bool(read[k]),
+        }
+        for k in range(len(times))
+    ]
+    return {
+        "num_samples": len(losses),
+        "leak": moments.leak(),
+        "onset_coefficient": moments.onset(),
+        "quartic": moments.quartic(),
+        "crossover": crossover,
+        "crossover_of_the_scores": onset.crossover(moments.leak(), moments.onset()),
+        "cross": float(moments.cross.mean()),
+        "floor": floor,
+        "round_trip": float(all_of.floor[name]["round trip"].mean()),
+        "points": points,
+        "curve": [
+            {"t": float(t), "utility_loss": float(u)}
+            for t, u in zip(curve.fine_times, curve.fine_loss.mean(0), strict=True)
+        ],
+        "stretches": [asdict(s) for s in stretches(times, np.where(read, slopes[""], np.nan))],
+        "validity": {
+            key: first_departure(times[read], measured[read], predicted[read], factor) if read.any() else None
+            for key, factor in DEPARTURES.items()
+        },
+    }
+
+
+def _measured_at(all_of: Everything, k: int) -> dict[str, Any]:
+    schedule, moments = all_of.schedule, all_of.motion["skill"]
+    end = int(schedule.ends[k])
+    return {
+        "t": float(schedule.times[k]),
+        "crossovers": float(schedule.times[k]) * moments.quartic() / (2 * moments.leak()),
+        "steps": end,
+        "learning_rate": float(schedule.rates[end - 1]),
+        "acceleration_share": float(schedule.shares()[k]),
+        "finetuning_loss": all_of.measured.finetuning_losses[k],
+        "distance": all_of.measured.distances[k],
+    }
+
+
+def _predicted_at(t: float, steps: StepMoments, k: int) -> dict[str, float]:
+    """The parts of the predicted loss; `higher` is what terms beyond the named ones add."""
+    leak = float(t**2 / 2 * steps.leak_variance[:, k].mean())
+    cross = float(t**3 / 2 * steps.cross[:, k].mean())
+    quartic = float(t**4 / 8 * steps.quartic_variance[:, k].mean())
+    higher = float(steps.loss[:, k].mean()) - leak - cross - quartic
+    return {"leak_part": leak, "cross_part": cross, "quartic_part": quartic, "higher_part": higher}
+
+
+def _interval(values: np.ndarray) -> list[float] | None:
+    found = percentile_interval(values, 0.95) if len(values) else None
+    return list(found) if found is not None and all(map(math.isfinite, found)) else None
+
+
+def _safe(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    return np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0)
+
+
+def _ratio(measured: float, predicted: float) -> float | None:
+    return float(measured / predicted) if predicted > 0 else None
+
+
+def _or_none(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+# --------------------------------------------------------------------------------------------------- pilot
+
+
+def pilot_result(
+    points: Sequence[PilotPoint], log: TrainingLog, plan: Plan, pilot_steps: int, total: int
+) -> dict[str, Any]:
+    """The part "pilot" of onset.json: points, forecasts, and what happened where the full run was made.
+
+    Args:
+        points: what was measured.
+        log: of the training, up to the last point.
+        plan: of the full run.
+        pilot_steps: after how many steps the pilot ended.
+        total: steps of the full run.
+
+    """
+    rows = [
+        {
+            "step": p.step,
+            "accumulated": p.accumulated,
+            "displacement": p.displacement,
+            "finetuning_loss": p.finetuning_loss,
+            "utility_loss": float(p.losses.mean()),
+            "pilot": p.step <= pilot_steps,
+        }
+        for p in points
+    ]
+    first = [row for row in rows if row["pilot"]]
+    target = accumulated_rate(log, plan, total)
+    seen = np.array([row["accumulated"] for row in first]), np.array([row["utility_loss"] for row in first])
+    found = forecasts(*seen, target)
+    if drifting := forecast_end(*seen, target, level=LEVEL):
+        each = (drifting.value, drifting.low, drifting.high, drifting.exponent, drifting.num_points)
+        found = {DRIFTING: Forecast(DRIFTING, *each)} | found
+    happened = rows[-1]["utility_loss"] if rows[-1]["step"] == total else None
+    listed = {
+        name: asdict(forecast) | {"ratio": forecast.value / happened if happened else None}
+        for name, forecast in found.items()
+    }
+    return {
+        "method": plan.method,
+        "optimizer": plan.optimizer,
+        "scheduler": plan.scheduler,
+        "learning_rate": plan.learning_rate,
+        "pilot_steps": pilot_steps,
+        "steps": total,
+        "accumulated": target,
+        "points": rows,
+        "forecasts": listed,
+        "happened": happened,
+    }
+
+
+def accumulated_rate(log: TrainingLog, plan: Plan, total: int) -> float:
+    """Sum of the learning rates of the full run's steps, by transformers' own schedule."""
+    if log.steps >= total:
+        return math.fsum(log.learning_rates[:total])
+    import torch
+    from transformers import get_scheduler
+
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=plan.learning_rate)
+    warmup = math.ceil(plan.warmup * total) if plan.warmup < 1 else int(plan.warmup)
+    schedule = get_scheduler(plan.scheduler, optimizer, num_warmup_steps=warmup, num_training_steps=total)
+    rates = []
+    for _ in range(total):
+        rates.append(float(schedule.get_last_lr()[0]))
+        optimizer.step()
+        schedule.step()
+    return math.fsum(rates)

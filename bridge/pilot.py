@@ -1,0 +1,182 @@
+"""Pilot steps: the first steps of the real optimiser on its full schedule, the skill measured along them.
+
+Everything is the fine-tune's own (`bridge.training`: AdamW, clipping, schedule of the full run), so that a pilot is
+the beginning of the full run to the last bit, and the full run continues it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bridge.batches import Batch
+from bridge.factors import dense_inner
+from bridge.models import LoadedModel
+from bridge.samples import Sample
+from bridge.training import Plan, TrainingLog, train, with_lora
+from bridge.utility_loss import measure_utility_loss
+from commands.errors import UserError
+from commands.progress import Progress
+from commands.store import Part, RunFolder, write_json
+
+_EVERY_STEP = 10  # up to here; then each further measured step is a quarter later
+_GROWTH = 1.25
+_FULL_POINTS = 6  # further measured steps where the full run is made
+
+
+@dataclass(frozen=True)
+class PilotPoint:
+    """The skill after a number of optimizer steps.
+
+    step: optimizer steps done; accumulated: sum of their learning rates; displacement: norm of the change of what is
+    trained (for LoRA, of the factors); finetuning_loss: of the step's batch before the step; losses: (N,) utility
+    loss of every sample.
+    """
+
+    step: int
+    accumulated: float
+    displacement: float
+    finetuning_loss: float
+    losses: Float[np.ndarray, " N"]
+
+
+def measured_steps(pilot: int, total: int, full: bool) -> list[int]:
+    """At which steps the skill is measured: all of the first ten, then ever rarer, and the last pilot step.
+
+    With the full run some further ones and its last.
+    """
+    found, step = [], 1
+    while step < pilot:
+        found.append(step)
+        step = step + 1 if step < _EVERY_STEP else max(step + 1, round(step * _GROWTH))
+    found.append(pilot)
+    if full and total > pilot:
+        found += np.unique(np.rint(np.geomspace(pilot, total, _FULL_POINTS + 1)[1:]).astype(int)).tolist()
+    return sorted({step for step in found if step <= total})
+
+
+def check_length(pilot: int, total: int) -> None:
+    """Raise UserError unless the full run goes on after the pilot."""
+    if pilot >= total:
+        raise UserError(f"--pilot-steps: expected fewer than {total}, the steps of the full run, got {pilot}")
+
+
+def run_pilot(
+    loaded: LoadedModel,
+    samples: Sequence[Sample],
+    skill: Sequence[Batch],
+    plan: Plan,
+    pilot_steps: int,
+    full: bool,
+    memory_bytes: int,
+    folder: RunFolder,
+    progress: Progress,
+) -> tuple[list[PilotPoint], TrainingLog]:
+    """Train for the pilot's steps, or to the end, and measure the utility loss along the way.
+
+    The model is left with the trained weights (and, for LoRA, its adapters).
+
+    Args:
+        loaded: the base model.
+        samples: the fine-tuning rows.
+        skill: batches of the skill's samples, with the base's own responses.
+        plan: of the full run.
+        pilot_steps: after how many steps a pilot ends.
+        full: go on to the end of the plan.
+        memory_bytes: what may be kept between passes.
+        folder: run folder, which keeps the training's checkpoints and the measured points.
+        progress: where to show the stages.
+
+    Raises:
+        UserError: the full run would not go on after the pilot, or the training cannot be done.
+
+    """
+    total = plan.steps(len(samples))
+    check_length(pilot_steps, total)
+    model = with_lora(loaded.model, plan, base_name=loaded.name) if plan.method == "lora" else loaded.model
+    wanted = measured_steps(pilot_steps, total, full)
+    watch = _Watch(model, skill, wanted, memory_bytes, folder, total if full else pilot_steps)
+    pad_id = int(loaded.tokenizer.pad_token_id)
+    stage = "full run" if full else "pilot steps"
+    log = train(model, samples, plan, folder, progress, pad_id=pad_id, on_step=watch.on_step, stage=stage)
+    accumulated = np.cumsum(log.learning_rates)
+    return [
+        PilotPoint(
+            step=step,
+            accumulated=float(accumulated[step - 1]),
+            displacement=watch.read(step)["displacement"],
+            finetuning_loss=log.losses[step - 1],
+            losses=np.array(watch.read(step)["utility_loss"]),
+        )
+        for step in wanted
+    ], log
+
+
+class _Watch:
+    """Called after each step: measures at the wanted ones, and ends the training after the last."""
+
+    def __init__(
+        self,
+        model: Any,
+        skill: Sequence[Batch],
+        wanted: Sequence[int],
+        memory_bytes: int,
+        folder: RunFolder,
+        last: int,
+    ) -> None:
+        adapted = hasattr(model, "peft_config")
+        self._model: torch.nn.Module = model.get_base_model() if adapted else model
+        self._skill, self._wanted, self._memory, self._folder, self._last = skill, wanted, memory_bytes, folder, last
+        parameters: dict[str, Tensor] = dict(self._model.named_parameters())
+        self._trained = {name: p for name, p in parameters.items() if "lora_" in name or not adapted}
+        # LoRA's B starts at 0: with the factors of the start the model is the base, to the last bit.
+        self._start = {name: p.detach().clone() for name, p in self._trained.items()}
+
+    def read(self, step: int) -> dict[str, Any]:
+        """What was measured after a step."""
+        found: dict[str, Any] = json.loads(self._folder.checkpoint(f"pilot-{step}.json").read_text())
+        return found
+
+    def on_step(self, step: int, _: Any) -> bool:
+        """Measure where wanted; True ends the training."""
+        path = self._folder.checkpoint(f"pilot-{step}.json")
+        if step in self._wanted and not path.exists():
+            write_json(path, self._measure(step))
+        return step >= self._last
+
+    def _measure(self, step: int) -> dict[str, Any]:
+        now = {name: p.detach().clone() for name, p in self._trained.items()}
+        squares = [_squared_distance(part, self._start[name]) for name, part in now.items()]
+        part = Part(self._folder, f"pilot-{step}")
+        self._set(self._start)
+        try:
+            found = measure_utility_loss(
+                self._model,
+                self._skill,
+                {f"step {step} of the training": lambda: self._set(now)},
+                lambda: self._set(self._start),
+                self._memory,
+                part,
+                Progress(quiet=True),
+            )
+        finally:
+            self._set(now)
+        (losses,) = found.values()
+        return {"displacement": sum(squares) ** 0.5, "utility_loss": losses["utility_loss"].tolist()}
+
+    @torch.no_grad()
+    def _set(self, values: Mapping[str, Tensor]) -> None:
+        for name, parameter in self._trained.items():
+            parameter.copy_(values[name])
+
+
+def _squared_distance(left: Tensor, right: Tensor) -> float:
+    difference = left.double() - right.double()
+    return dense_inner(difference, difference)

@@ -1,0 +1,83 @@
+"""Kills tiny runs of `bridge.risk` everywhere; `python -m tests.bridge.killed_risks WORKPLACE`."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from bridge.risk import MEMORY_ADVICE
+from bridge.risk import main as command
+from tests.bridge.killing import Killed, kill_everywhere
+from tests.bridge.tiny_runs import FINETUNE_ROWS, SKILL_ROWS, make_workplace, write_rows
+
+PICTURES = ("risk.png", "rows.png")
+COMPARED = ("risk.json", "rows.jsonl", "samples.jsonl", "statistics.npz", "report.html", *PICTURES)
+BEFORE = ("before risk.json", "before cleaned.jsonl", "before set-#.npz")  # elsewhere it is like the moment before
+
+
+def make_candidates(folder: Path) -> Path:
+    """A tiny model with its skill, and two candidates: a.jsonl, and b.jsonl with rows like the skill's."""
+    make_workplace(folder, "llama")
+    write_rows(folder / "a.jsonl", FINETUNE_ROWS)
+    write_rows(folder / "b.jsonl", [*SKILL_ROWS[1:], *FINETUNE_ROWS[:2]])
+    return folder
+
+
+def risk_options(folder: Path, out: Path, *more: str) -> list[str]:
+    """Options of a tiny run; later ones win."""
+    return [
+        *("--candidates", str(folder / "a.jsonl"), f"other={folder / 'b.jsonl'}"),
+        *("--model", str(folder / "model"), "--skill", str(folder / "skill.jsonl"), "--num-skill", "6"),
+        *("--max-new-tokens", "6", "--max-length", "64", "--bootstrap", "40", "--batch-size", "3"),
+        *("--device", "cpu", "--out", str(out), *more),
+    ]
+
+
+def main(folder: Path) -> None:
+    _import_everything()
+    more = ("--clean", "2", "--clean-candidate", "other", "--memory", "1e-6")
+    killed = Killed(
+        main=command,
+        advice=MEMORY_ADVICE,
+        arguments=lambda out: risk_options(folder, out, *more),
+        compared=(*COMPARED, "cleaned.jsonl"),
+        watch=lambda at: None,
+        skip=_like_another(),
+        often=(3, 25),
+    )
+    kill_everywhere(killed, folder)
+
+
+def _like_another() -> Callable[[str], bool]:
+    """Whether a moment is like one that was tried: the same but for a number, or the moment before a rename."""
+    tried: set[str] = set()
+
+    def skip(moment: str) -> bool:
+        kind = re.sub(r"\d+", "#", moment)
+        if kind in tried or (kind.startswith("before") and kind not in BEFORE):
+            return True
+        tried.add(kind)
+        return False
+
+    return skip
+
+
+def _import_everything() -> None:
+    import jinja2  # noqa: F401
+    import matplotlib.backends.backend_agg
+    import matplotlib.figure  # noqa: F401
+    import rich.table  # noqa: F401
+    import torch
+    import transformers
+
+    from bridge import risk_run  # noqa: F401
+
+    torch.set_num_threads(1)  # no thread pool that a fork would lose
+    for name in ("AutoModelForCausalLM", "AutoTokenizer", "LlamaForCausalLM", "PreTrainedTokenizerFast"):
+        getattr(transformers, name)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
