@@ -24,7 +24,8 @@ import numpy as np
 from commands.errors import UserError
 
 SCHEMA_VERSION = 1
-_CHECKPOINTS = ".partial"
+CHECKPOINTS = ".partial"
+"""The folder in a run folder that holds the checkpoints until the run is complete."""
 _LIBRARIES = (
     "alignment-collapse", "numpy", "scipy", "torch", "transformers", "tokenizers", "safetensors", "accelerate",
     "datasets", "peft", "trl",
@@ -132,7 +133,7 @@ class RunFolder:
 
         """
         self.path = path
-        self.checkpoints = path / _CHECKPOINTS
+        self.checkpoints = path / CHECKPOINTS
         self._started = time.time()
         self._manifest: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
