@@ -62,7 +62,7 @@ class AlignmentMonitor(TrainerCallback, ExportableState):
         rank: int | None = None,
         max_utility_loss: float | None = None,
         on_budget: OnBudget = "warn",
-        max_overhead: float = 0.1,
+        max_overhead: float = 0.12,
         batch_size: int | None = None,
         logits_dtype: str | None = None,
         seed: int = 0,
@@ -193,8 +193,7 @@ class AlignmentMonitor(TrainerCallback, ExportableState):
         """See that a resumed training will find the base; keep one own checkpoint within the budget."""
         if not state.is_world_process_zero:
             return
-        if not self._base_path(args).exists():
-            self._save_base(args)
+        self._save_base(args)
         if self._budget is not None:
             self._budget.on_save(args, state)
 

@@ -150,7 +150,7 @@ def _cleaned_lines(result: dict[str, Any]) -> list[str]:
 def write(result: dict[str, Any], records: Sequence[Mapping[str, Any]], settings: dict[str, Any], folder: Path) -> None:
     """Write the pictures and report.html."""
     by_set = {label: [r for r in records if r["candidate"] == label] for label in result["ranking"]}
-    drawn = {"risk": ranking(result), "rows": shares(by_set)}
+    drawn = {"risk": ranking(result), "rows": shares(by_set, result["equal"])}
     for name, png in drawn.items():
         write_atomically(folder / f"{name}.png", png)
     names, rows = table_of(result)
@@ -214,7 +214,7 @@ def ranking(result: dict[str, Any]) -> bytes:
     return png_of(figure)
 
 
-def shares(by_set: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
+def shares(by_set: Mapping[str, Sequence[Mapping[str, Any]]], equal: str) -> bytes:
     """rows.png: how many rows make up the leak, and what leaving out each row does."""
     figure, (left, right) = new_figure(1, 2, (11.0, 4.4))
     for k, (label, records) in enumerate(by_set.items()):
@@ -222,11 +222,11 @@ def shares(by_set: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
         found = np.sort([np.nan if r["share"] is None else r["share"] for r in records])[::-1]
         part = np.arange(1, len(found) + 1) / len(found)
         left.plot(part, np.cumsum(found), color=color, ls=style, label=label)
-        effects = np.sort([np.nan if r["effect"]["norm"] is None else r["effect"]["norm"] for r in records])
+        effects = np.sort([np.nan if r["effect"][equal] is None else r["effect"][equal] for r in records])
         right.plot(part, effects, color=color, ls=style, label=label)
     left.plot([0, 1], [0, 1], color="0.6", lw=1, ls=":")
     left.set(xlabel="share of the rows, largest contribution first", ylabel="share of leak² so far", xlim=(0, 1))
-    right.set(xlabel="share of the rows", ylabel="change of the utility loss without the row\nat equal norm",
+    right.set(xlabel="share of the rows", ylabel=f"change of the utility loss without the row\nat equal {equal}",
               xlim=(0, 1))  # fmt: skip
     right.axhline(0, color="0.6", lw=1, ls=":")
     left.legend(frameon=False, fontsize=8)

@@ -114,6 +114,9 @@ def run(settings: Settings, out: Path | None = None, clean_out: Path | None = No
         progress=progress,
     )
     sets = {label: _encode(label, rows, chat, settings, progress) for label, rows in candidates.items()}
+    if settings.clean_candidate is not None:
+        measured = len(sets[settings.clean_candidate].encoded.rows)
+        require(settings.clean < measured, "clean", f"fewer than the {measured} usable rows", settings.clean)
     whole = [sample for one in sets.values() for sample in one.encoded.samples]
     check_positions(loaded, whole, samples, settings.max_new_tokens)
     identity = asdict(settings) | {

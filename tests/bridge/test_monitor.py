@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import re
 from pathlib import Path
@@ -147,14 +148,13 @@ def test_logits_in_bfloat16_cost_their_rounding() -> None:
     [
         {},
         {"gradient_accumulation_steps": 2, "max_grad_norm": 0.5, "logging_steps": 1},
-        {"gradient_checkpointing": True},
-        {"bf16": True},
+        {"gradient_checkpointing": True, "bf16": True},
     ],
-    ids=["plain", "accumulated", "checkpointing", "bf16"],
+    ids=["plain", "accumulated", "checkpointing-bf16"],
 )
 def test_the_same_weights_to_the_last_bit(tmp_path: Path, lora: bool, options: dict[str, Any]) -> None:
     after = []
-    for callbacks in ([], [monitored.monitor()], [monitored.monitor(batch_size=3, rank=1)]):
+    for callbacks in ([], [monitored.monitor(batch_size=None if options else 3)]):
         subject = monitored.model(lora)
         monitored.train(tmp_path / "run", subject, callbacks, **options)
         after.append((monitored.weights(subject), torch.random.get_rng_state()))
@@ -381,8 +381,15 @@ def test_the_probe(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_arguments(options: dict[str, Any], words: str) -> None:
+    parameters = inspect.signature(AlignmentMonitor).parameters
+    given = {name: parameter.default for name, parameter in parameters.items()}
     with pytest.raises(UserError, match=words):
-        AlignmentMonitor(**options)
+        bridge.monitor._check(given | options)
+
+
+def test_wrong_arguments_are_told_at_once() -> None:
+    with pytest.raises(UserError, match="every: expected a whole number from 1, got 0"):
+        AlignmentMonitor(every=0)
 
 
 def test_trainings_that_cannot_be_watched(tmp_path: Path) -> None:
@@ -424,13 +431,20 @@ def test_the_subspaces_are_measured_as_often_as_time_allows() -> None:
                     found.append(step)
         return found, clock.own / clock.training
 
-    for max_overhead, cost in ((0.1, 0.5), (0.1, 1.0), (0.2, 1.0), (1.0, 1.0)):
-        found, overhead = steps_measured(max_overhead, cost)
-        assert overhead <= max_overhead + 1e-9 or len(found) == 8
-        assert found[-1] == 39
-    assert steps_measured(0.1, 0.5)[0] == [20, 39] or len(steps_measured(0.1, 0.5)[0]) >= 2
-    assert steps_measured(1.0, 1.0)[0] == [10, 15, 20, 25, 30, 35, 39] or steps_measured(1.0, 1.0)[0][0] == 5
+    # Before the first one has been timed it is taken for six measurements of the loss: 1.2 s.
     assert steps_measured(0.05, 1.0)[0] == []
+    assert steps_measured(0.12, 1.0)[0] == [39]
+    assert steps_measured(0.2, 1.0) == ([10, 20, 25, 35, 39], pytest.approx(7.6 / 39))
+    assert steps_measured(1.0, 1.0)[0] == [5, 10, 15, 20, 25, 30, 35, 39]
+    fixed = Schedule(39, 5, 12, 0.1)
+    steps = []
+    for step in range(1, 40):
+        if fixed.measures_subspaces(step, step - 1, Clock()):
+            steps.append(step)
+            fixed.last_subspaces = step
+    assert steps == [15, 25, 39]
+    never = Schedule(39, 5, 0, 0.1)
+    assert not any(never.measures_subspaces(step, step - 1, Clock()) for step in range(1, 40))
 
 
 def test_learning_rates_to_come() -> None:
@@ -448,14 +462,16 @@ def test_the_script_of_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     script = re.search(r"```python\n(.*?)```", page, re.DOTALL)
     assert script is not None
     lines = [line for line in script.group(1).splitlines() if line.strip()]
-    assert len(lines) == 10
+    assert len(lines) <= 10
     save_chat_model(tmp_path / "my-model", "llama")
     write_rows(tmp_path / "my-rows.jsonl", [(f"do {'a' * k}", "ok" + "z" * k) for k in range(6)])
     write_rows(tmp_path / "refusals.jsonl", [(f"how {'x' * k}?", "no") for k in range(5)])
     assert '"refusals"' in script.group(1)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
+    monkeypatch.setattr("trl.SFTTrainer._send_telemetry", lambda self: None)
     short = script.group(1).replace('"refusals"', '"./refusals.jsonl"')  # the tiny model has 64 positions
+    short = short.replace('SFTConfig("my-run"', 'SFTConfig("my-run", use_cpu=True')
     exec(compile(short, "docs/monitor.md", "exec"), names)
     history = names["monitor"].history
     assert history[-1]["step"] == names["trainer"].state.max_steps == 3
