@@ -20,7 +20,7 @@ _LEVEL = 0.05
 
 HEADINGS = (
     "sets", "states", "energy", "ranks", "overlap", "of halves", "each with itself", "share of that", "by chance",
-    "labels drawn", "p",
+    "tested", "labels drawn", "p",
 )  # fmt: skip
 _TEXT_COLUMNS = 2
 
@@ -92,6 +92,7 @@ def rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
                     " / ".join(number(ceiling[k]) for ceiling in half["ceilings"]),
                     _percent(half["share_of_ceiling"][k]),
                     number(half["chance"][k]),
+                    number(drawn["tested"][k] if drawn else None),
                     number(drawn["mean"][k] if drawn else None),
                     number(drawn["p_value"][k] if drawn else None),
                 )
@@ -232,7 +233,8 @@ def over_energies(result: dict[str, Any]) -> bytes:
         if (mean := pair[name]["mean"]) is not None:
             if "permuted" in mean:
                 low, high = np.transpose(mean["permuted"]["interval"])
-                axis.fill_between(energies, low, high, color="0.88", label="all prompts, labels drawn anew (95 %)")
+                axis.fill_between(energies, low, high, color="0.88", label="tested, labels drawn anew (95 %)")
+                axis.plot(energies, mean["permuted"]["tested"], color="0.5", ls="-.", lw=1.0, label="tested")
             axis.plot(energies, mean["overlap"], color=DARK, ls="--", lw=1.2, label=f"{first} × {second}, all prompts")
             for label, ceiling, color, marker in zip(
                 pair["sets"], mean["half"]["ceilings"], (MID, LIGHT), "s^", strict=True

@@ -117,11 +117,12 @@ def _entry(found: PairOverlap) -> dict[str, Any]:
         "mean_cosine": _number(float(found.mean_cosine)),
     }
     if len(found.permuted):
-        over_energies = (np.array([found.overlap.mean()]), found.permuted.mean(1, keepdims=True))
+        over_energies = (np.array([found.tested.mean()]), found.permuted.mean(1, keepdims=True))
         entry["permuted"] = {
+            "tested": _numbers(found.tested),
             "mean": _numbers(found.permuted.mean(0)),
             "interval": _intervals(found.permuted),
-            "p_value": _numbers(relabelling_p_value(found.overlap, found.permuted)),
+            "p_value": _numbers(relabelling_p_value(found.tested, found.permuted)),
             "p_value_over_energies": _numbers(relabelling_p_value(*over_energies))[0],
         }
     return entry

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge.fisher_overlap_pictures import MEANS, blocks, energies, overlaps, relative, title_of
-from bridge.fisher_overlap_result import CENTRINGS, DISTINCT, LEAST_CEILING, SHARED, WIDEST
+from bridge.fisher_overlap_result import CENTRINGS, DISTINCT, LEAST_CEILING, SHARED, at, not_excluded, weak
 from bridge.pages import render_page
 from bridge.reading import number
 from bridge.report import set_name
@@ -36,11 +36,6 @@ def print_table(result: dict[str, Any]) -> None:
     console.print(table)
     for line in readings(result):
         console.print(escape(line))
-
-
-def at(entry: dict[str, Any], rank: int) -> dict[str, Any]:
-    """A pair's numbers at one rank."""
-    return {name: values[rank - 1] for name, values in entry["at_rank"].items()}
 
 
 def rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -145,12 +140,12 @@ def readings(result: dict[str, Any]) -> list[str]:
 def _pair_reading(pair: dict[str, Any], result: dict[str, Any]) -> str:
     rank = result["rank"]
     found = {centring: at(pair[centring], rank) for centring in CENTRINGS}
-    text = f"{title_of(pair)}: {_verdict(pair, 'uncentred', found['uncentred'], rank)}"
-    plain, centred = (pair[centring]["verdict"] for centring in CENTRINGS)
+    plain, centred = (_verdict(pair[centring], rank) for centring in CENTRINGS)
+    text = f"{title_of(pair)}: {plain}: {_shares(found['uncentred'], rank)}"
     if plain == centred:
         text += f"; the same holds without the mean scores ({_relative(found['centred'])})."
     else:
-        text += f". Without the mean scores: {_verdict(pair, 'centred', found['centred'], rank)}."
+        text += f". Without the mean scores: {centred}: {_shares(found['centred'], rank)}."
     p = found["uncentred"].get("p_value")
     if p is not None:
         above = found["uncentred"]["exchanged"]
@@ -168,22 +163,29 @@ def _relative(found: dict[str, Any]) -> str:
     return f"relative overlap {number(found['relative'])}, {_interval(found, 'relative')}"
 
 
-def _verdict(pair: dict[str, Any], centring: str, found: dict[str, Any], rank: int) -> str:
-    """The verdict as a clause, with the numbers that it rests on."""
+def _shares(found: dict[str, Any], rank: int) -> str:
+    """The numbers that a verdict rests on."""
     across = f"their halves share {found['cross']:.1%} of the top {rank} directions"
     within = f"where two halves of one skill share {found['own_a']:.1%} and {found['own_b']:.1%}"
-    numbers = f"{across}, {within} ({_relative(found)})"
-    said = pair[centring]["verdict"]
-    if said == "undetermined":
-        weak = found["ceiling"] < LEAST_CEILING or min(found["own_a_low"], found["own_b_low"]) <= found["floor_high"]
-        why = "a skill hardly finds its own directions again" if weak else "the interval is too wide"
-        return f"undetermined at this number of samples, since {why}: {numbers}"
-    clause = {
-        "distinct": "distinct subspaces",
-        "shared": "one and the same subspace, as far as these samples tell",
-        "partly shared": "partly shared subspaces",
-    }[said]
-    return f"{clause}: {numbers}"
+    return f"{across}, {within} ({_relative(found)})"
+
+
+def _verdict(entry: dict[str, Any], rank: int) -> str:
+    """The verdict as a clause, with its reason where it is open."""
+    found, left = at(entry, rank), not_excluded(entry, rank)
+    if len(left) == 1:
+        return {
+            "distinct": "distinct subspaces",
+            "shared": "one and the same subspace, as far as these samples tell",
+            "partly shared": "partly shared subspaces",
+        }[left[0]]
+    if weak(found):
+        why = "a skill hardly finds its own directions again"
+    elif found["relative_low"] is None:
+        why = "no interval could be found"
+    else:
+        why = f"the interval allows for {', '.join(left[:-1])} and {left[-1]} subspaces"
+    return f"undetermined at this number of samples, since {why}"
 
 
 def write(result: dict[str, Any], settings: dict[str, Any], folder: Path) -> None:
@@ -209,7 +211,7 @@ def write(result: dict[str, Any], settings: dict[str, Any], folder: Path) -> Non
         rank_rows=rank_rows(result),
         readings=readings(result),
         skills={set_name(name): skill for name, skill in result["skills"].items()},
-        limits={"ceiling": LEAST_CEILING, "distinct": DISTINCT, "shared": SHARED, "widest": WIDEST},
+        limits={"ceiling": LEAST_CEILING, "distinct": DISTINCT, "shared": SHARED},
         means=MEANS,
         titles=[title_of(pair) for pair in result["pairs"]],
         number=number,

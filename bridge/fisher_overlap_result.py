@@ -40,7 +40,8 @@ from theory.split_overlap import (
 LEVEL = 0.95
 CENTRINGS = {"uncentred": False, "centred": True}
 LEAST_CEILING = 0.1  # below it nine tenths of the directions are chance at this N
-DISTINCT, SHARED, WIDEST = 0.25, 0.75, 0.5  # of the relative overlap: below, above, and the widest interval that tells
+DISTINCT, SHARED = 0.25, 0.75  # of the relative overlap: below, and above
+VERDICTS = ("distinct", "partly shared", "shared")  # of a relative overlap below, between and above these
 _BLOCK_SPLITS = 20  # at most, for the blocks: they have no intervals
 _MEASURES = ("cross", "own_a", "own_b", "b_in_a", "a_in_b", "a_in_a", "b_in_b")
 
@@ -124,6 +125,7 @@ def assemble(
     for pair in pairs:
         for centring in CENTRINGS:
             pair[centring]["verdict"] = verdict(pair[centring], question.rank)
+            pair[centring]["not_excluded"] = not_excluded(pair[centring], question.rank)
     return {
         "schema_version": SCHEMA_VERSION,
         "model": described["model"],
@@ -146,21 +148,29 @@ def assemble(
 
 
 def verdict(entry: Mapping[str, Any], rank: int) -> str:
-    """ "distinct", "partly shared", "shared" or "undetermined", from the relative overlap at a rank and its interval.
+    """The only verdict that a pair's numbers at a rank do not exclude; "undetermined" where several are left."""
+    left = not_excluded(entry, rank)
+    return left[0] if len(left) == 1 else "undetermined"
 
-    Undetermined is what N samples cannot tell: a half of a skill does not find its own other half clearly again, or
-    the interval is wide.
-    """
-    at = {name: values[rank - 1] for name, values in entry["at_rank"].items()}
-    low, high = at["relative_low"], at["relative_high"]
-    weak = at["ceiling"] < LEAST_CEILING or min(at["own_a_low"], at["own_b_low"]) <= at["floor_high"]
-    if weak or at["relative"] is None or low is None or high is None:
-        return "undetermined"
-    if high < DISTINCT:
-        return "distinct"
-    if low > SHARED:
-        return "shared"
-    return "partly shared" if high - low <= WIDEST else "undetermined"
+
+def not_excluded(entry: Mapping[str, Any], rank: int) -> list[str]:
+    """The verdicts that the interval of the relative overlap reaches; all of them where it says nothing."""
+    found = at(entry, rank)
+    low, high = found["relative_low"], found["relative_high"]
+    if weak(found) or found["relative"] is None or low is None or high is None:
+        return list(VERDICTS)
+    reached = (low < DISTINCT, low <= SHARED and high >= DISTINCT, high > SHARED)
+    return [name for name, here in zip(VERDICTS, reached, strict=True) if here]
+
+
+def weak(found: Mapping[str, Any]) -> bool:
+    """Whether, by a pair's numbers at one rank, half of a skill does not clearly find its own other half again."""
+    return bool(found["ceiling"] < LEAST_CEILING or min(found["own_a_low"], found["own_b_low"]) <= found["floor_high"])
+
+
+def at(entry: Mapping[str, Any], rank: int) -> dict[str, Any]:
+    """A pair's numbers at one rank."""
+    return {name: values[rank - 1] for name, values in entry["at_rank"].items()}
 
 
 def _skill(union: Union, skill: int) -> dict[str, Any]:

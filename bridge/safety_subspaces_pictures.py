@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,11 +12,13 @@ from bridge.drawing import DARK, LIGHT, MID, new_figure, png_of
 from bridge.safety_subspaces_points import ALIGNED, BASE
 from bridge.safety_subspaces_readings import measure_names, series
 from bridge.safety_subspaces_settings import USEFUL
+from bridge.subspaces_report import block_number
 
 Found = Mapping[str, Any]
 _STYLES = {"top-k": (DARK, "o", "-"), "random-k": (MID, "s", "--"), "random": (LIGHT, "^", ":")}
 _PAIRS = ((DARK, "o", "-"), (MID, "s", "--"), (LIGHT, "^", "-."), ("0.45", "D", ":"), ("#4d7c4a", "v", "-"),
           ("#8a4f7d", "P", "--"))  # fmt: skip
+_TICKS = 40  # labels of blocks at most
 _AXES = {"fraction": "rank / min(rows, columns)", "energy": "share of the fine-tune's squared norm kept"}
 
 
@@ -118,21 +121,46 @@ def overlaps(found: Found) -> bytes:
     """figure4.png: mode subspace overlap of the updates over energies, and by block, beside chance."""
     overlap = found["overlap"]
     middle = len(overlap["energies"]) // 2
+    names = _layers(overlap["pairs"])
     figure, (left, right) = new_figure(1, 2, (11.0, 4.2))
     for k, pair in enumerate(overlap["pairs"]):
         color, marker, style = _PAIRS[k % len(_PAIRS)]
         label = " – ".join(pair["updates"])
-        layers = pair["layers"].values()
         for key, look in (
             ("overlap", {"marker": marker, "ms": 4, "label": label}),
             ("chance", {"lw": 4, "alpha": 0.25}),
         ):
             left.plot(overlap["energies"], pair["whole"][key], color=color, ls=style, **look)
-            right.plot([layer[key][middle] for layer in layers], color=color, ls=style, **look)
+            values = [pair["layers"][name][key][middle] if name in pair["layers"] else math.nan for name in names]
+            right.plot(values, color=color, ls=style, **look)
     left.set(xlabel="share of each update's squared norm", ylabel="mode subspace overlap", title="mean over matrices")
     right.set(xlabel="block, in the model's order", title=f"by block, at {overlap['energies'][middle]:g}")
-    right.xaxis.get_major_locator().set_params(integer=True)
+    shown = {k: label for k, name in enumerate(names) if (label := _tick(name, len(names)))}
+    right.set_xticks(list(shown), list(shown.values()), fontsize=6, rotation=90)
     for axis in (left, right):
         axis.set_ylim(0, 1.03)
     left.legend(frameon=False, fontsize=8, title="broad and pale: chance", title_fontsize=8)
     return png_of(figure)
+
+
+def _layers(pairs: Sequence[Found]) -> list[str]:
+    """Blocks, and matrices outside of them, that one of the pairs has: in the model's order, each once."""
+    every = [list(pair["layers"]) for pair in pairs]
+
+    def place(name: str) -> tuple[int, int]:
+        number = block_number(name)
+        if number is not None:
+            return 1, number
+        after = (names[names.index(name) + 1 :] for names in every if name in names)
+        first = any(block_number(later) is not None for names in after for later in names)
+        return (0, 0) if first else (2, 0)
+
+    return sorted(dict.fromkeys(name for names in every for name in names), key=place)
+
+
+def _tick(name: str, count: int) -> str:
+    """A block's number, every so many only where there are many of them; the name of what stands outside."""
+    number = block_number(name)
+    if number is None:
+        return name.removesuffix(".weight").rpartition(".")[2]
+    return str(number) if number % -(-count // _TICKS) == 0 else ""

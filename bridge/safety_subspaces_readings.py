@@ -1,7 +1,7 @@
 """What the numbers of a `bridge.safety_subspaces` run say: comparisons at equal rank and at equal energy, in words.
 
 Two measurements are called apart where their 95 % intervals do not meet. Both are of the same prompts, so that this is
-a cautious rule.
+a cautious rule: where intervals meet, no difference shows, and that is not to say that there is none.
 """
 
 from __future__ import annotations
@@ -63,10 +63,11 @@ def at_equal_rank(found: Found, finetune: str) -> list[Comparison]:
 def at_equal_energy(found: Found, finetune: str) -> list[Comparison]:
     """Top-K and the controls at the same energy kept.
 
-    Each control's value and interval are interpolated linearly between its two nearest energies. The aligned model
-    stands for energy 0 and the fine-tune for energy 1.
+    Each control's value and interval are interpolated linearly between its two nearest energies, never beyond them. At
+    the ends stand models without projection, as far as they are what a projection comes to (see `_ends_of_energy`). A
+    Top-K model whose energy lies beyond all that was measured of every control is not compared.
     """
-    ends_of = {0.0: found["references"][ALIGNED], 1.0: found["references"][finetune]}
+    ends_of = _ends_of_energy(found, finetune)
 
     def ends(control: Sequence[Found], top: Found, measure: str, scheme: str) -> list[float] | None:
         known = [(p["energy"], _ends(p, measure)) for p in control]
@@ -75,10 +76,26 @@ def at_equal_energy(found: Found, finetune: str) -> list[Comparison]:
             return None
         known.sort(key=lambda pair: pair[0])
         energies = [energy for energy, _ in known]
+        if not energies[0] <= top["energy"] <= energies[-1]:
+            return None
         columns = np.array([values for _, values in known], dtype=np.float64).T
         return [float(np.interp(top["energy"], energies, column)) for column in columns]
 
     return _compare(found, finetune, ends)
+
+
+def _ends_of_energy(found: Found, finetune: str) -> dict[float, Found]:
+    """The models without projection that are the projected ones of energy 0 and 1.
+
+    LoRA moves matrices only: the aligned model and the fine-tune. Where all parameters were trained, a projected model
+    has the fine-tune's norms and biases, so that energy 1 is the fine-tune but energy 0 is not the aligned model; or it
+    has the aligned model's, and it is the other way round.
+    """
+    every = {0.0: found["references"][ALIGNED], 1.0: found["references"][finetune]}
+    if found["method"] == "lora":
+        return every
+    exact = 1.0 if found["vectors"] == "keep" else 0.0
+    return {exact: every[exact]}
 
 
 def _ends(entry: Found, measure: str) -> list[float] | None:
@@ -154,16 +171,24 @@ def _top_k(found: Found, finetune: str) -> list[str]:
     if not rank:
         return []
     by_rank, by_energy = ([c for c in each if c.apart] for each in (rank, energy))
+    beyond = len(rank) - len(energy)
     line = (
         f"{finetune}: Top-K is apart from every random control in {len(by_rank)} of {len(rank)} comparisons at equal "
         f"rank and in {len(by_energy)} of {len(energy)} at equal energy"
+        + (f" ({beyond} more have no control around their energy)" if beyond else "")
     )
-    if not by_rank and not by_energy:
-        return [f"{line}: at this number of items nothing tells it from random directions."]
-    if not by_energy:
-        return [f"{line}: where it differs at equal rank, random directions with as much energy do as it does."]
-    widest = sorted(by_energy, key=lambda c: -_scaled(found, c))[:3]
-    return [f"{line}; furthest apart at equal energy: {'; '.join(_told(found, c) for c in widest)}."]
+    if by_energy:
+        return [f"{line}; furthest apart at equal energy: {_widest(found, by_energy, 3)}."]
+    if not energy:
+        return [f"{line}."]
+    where = "at equal energy no difference" if by_rank else "no difference"
+    return [f"{line}: {where} shows at this number of items. The widest gap at equal energy: {_widest(found, energy)}."]
+
+
+def _widest(found: Found, comparisons: Sequence[Comparison], count: int = 1) -> str:
+    """The comparisons whose values lie furthest apart, Top-K's against the mean of the controls."""
+    chosen = sorted(comparisons, key=lambda c: -_scaled(found, c))[:count]
+    return "; ".join(_told(found, c) for c in chosen)
 
 
 def _scaled(found: Found, comparison: Comparison) -> float:

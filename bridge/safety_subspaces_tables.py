@@ -12,6 +12,7 @@ from bridge.reading import number
 from bridge.safety_subspaces_points import ALIGNED, BASE
 from bridge.safety_subspaces_readings import measure_names, readings
 from bridge.safety_subspaces_settings import USEFUL
+from bridge.subspaces_report import SIDE_NOTE
 from bridge.table1_measures import REFUSALS
 from bridge.table1_report import markdown_line, plain, shown
 
@@ -86,8 +87,9 @@ def notes(found: Found) -> list[str]:
         "share of the fine-tune's squared norm that the part has, over all matrices; if isotropic: what it would be if "
         "the fine-tune had no preferred direction. Top-K: first singular vectors of the alignment update; Random-K: "
         "drawn from its singular vectors; Random: random orthonormal vectors.",
-        "Parallel: the part inside the basis is kept; orthogonal: the part outside. What is no matrix (norms, biases) "
-        + ("is kept whole." if found["vectors"] == "keep" else "is dropped."),
+        SIDE_NOTE,
+        "Parallel: the part inside the basis is kept; orthogonal: the part outside, with all of a matrix that the "
+        "alignment update did not move." + _of_vectors(found),
     ]
     if REFUSALS in measure_names(found):
         lines.append("Refusals are counted by their wording; that is no harmfulness score.")
@@ -96,6 +98,21 @@ def notes(found: Found) -> list[str]:
     lines.append(f"{BASE}: the weights of {found['base']} with the tokenizer and chat template of {found['model']}.")
     lines += [f"{entry['label']}: {entry['text']}" for entry in _measure_notes(found)]
     return [*lines, *found["unanswered"]]
+
+
+def _of_vectors(found: Found) -> str:
+    """What becomes of parameters that are no matrices; LoRA moves none."""
+    if found["method"] == "lora":
+        return ""
+    if found["vectors"] == "keep":
+        return (
+            " What is no matrix (norms, biases) is kept whole in both, so that together they hold it twice: without "
+            "any energy left, a projected model is still not the aligned one."
+        )
+    return (
+        " What is no matrix (norms, biases) is dropped from both: with all energy kept, a projected model is still not "
+        "the fine-tune."
+    )
 
 
 def _measure_notes(found: Found) -> list[dict[str, str]]:

@@ -63,8 +63,10 @@ def measure_energies(settings: ExperimentSettings, tasks: Mapping[str, Path], ou
 def read_energies(settings: ExperimentSettings, tasks: list[str], folder: Path) -> dict[str, Any]:
     """Of every fine-tune: norm, cosine with the alignment update, and energy inside each basis at each fraction.
 
-    All over the matrices together. `bases` is by label of the basis, one entry a draw: "energy" and "isotropic", the
-    latter what an update without preferred directions would have there. "zero" counts matrices that it did not move.
+    All over the matrices together; those that the alignment update did not move have no directions, so that all of
+    their energy is outside of every basis. `bases` is by label of the basis, one entry a draw: "energy" and
+    "isotropic", the latter what an update without preferred directions would have there. "zero" counts matrices that
+    it did not move.
     """
     found = read_result(folder / "energy.json")
     arrays = read_arrays(folder / "energy.npz")
@@ -73,12 +75,16 @@ def read_energies(settings: ExperimentSettings, tasks: list[str], folder: Path) 
         entry = found["tasks"][task]
         names = list(entry["tensors"])
         norms = np.array([arrays[f"{name}/norms"][1 + k] for name in names])
+        with_directions = 1.0 - entry["energy_without_directions"]
         shares: dict[str, dict[str, list[float]]] = {}
         for each in bases(settings):
             draw = max(each.draw - 1, 0)
             drawn = np.array([arrays[f"{name}/shares/{each.kind}"][k, draw] for name in names])
-            isotropic = entry["whole"]["bases"][each.kind]["isotropic"]
-            shares[each.label] = {"energy": weighted_share(drawn.T, norms).tolist(), "isotropic": isotropic}
+            inside = {
+                "energy": weighted_share(drawn.T, norms),
+                "isotropic": np.array(entry["whole"]["bases"][each.kind]["isotropic"]),
+            }
+            shares[each.label] = {key: (with_directions * share).tolist() for key, share in inside.items()}
         out[task] = {key: entry[key] for key in ("norm", "cosine", "matrices", "zero")} | {"bases": shares}
     return out
 

@@ -89,7 +89,8 @@ def open_updates(settings: Settings, progress: Progress) -> Updates:
         for label, path in settings.updates.items()
     }
     _check_bases(alignment, others, aligned)
-    named = dict(others) if alignment is None else {"alignment": alignment, **others}
+    first = {} if alignment is None else {f"the alignment update ({alignment.label})": alignment}  # no label has ( )
+    named = first | others
     _check_shapes(named)
     return Updates(alignment, others, aligned)
 

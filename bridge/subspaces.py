@@ -143,7 +143,13 @@ _Aligned = Annotated[
     typer.Option(help="The aligned model, from which the fine-tunes start: alias, hub name or local folder."),
 ]
 _Base = Annotated[str | None, typer.Option(help="The model it was aligned from: the update is the difference.")]
-_Side = Annotated[_SIDES, typer.Option(help="Left singular vectors (the paper's), or right ones.")]
+_Side = Annotated[
+    _SIDES,
+    typer.Option(
+        help="Left singular vectors (the paper's), or right ones, of weights as stored: left is the output side of "
+        "torch.nn.Linear, but the input side of GPT-2's Conv1D."
+    ),
+]
 _Modules = Annotated[
     Literal["all", "blocks"], typer.Option(help="All matrices, embeddings included, or those of the numbered blocks.")
 ]
@@ -202,7 +208,10 @@ def project(
     side: _Side = "left",
     vectors: Annotated[
         Literal["keep", "drop"],
-        typer.Option(help="Norms, biases, and matrices left out by --modules, which no basis projects."),
+        typer.Option(
+            help="Norms, biases, and matrices left out by --modules, which no basis projects: kept whole in either "
+            "part (parallel plus orthogonal then hold them twice), or dropped from both."
+        ),
     ] = "keep",
     modules: _Modules = "all",
     save_model: Annotated[bool, typer.Option("--save-model", help="Write the moved model's folder, too.")] = False,

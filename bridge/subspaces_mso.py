@@ -36,13 +36,14 @@ from commands.store import (
     write_arrays,
     write_json,
 )
-from theory.subspaces import chance_overlap, overlaps_at, permutation_p_value, ranks_by_energy
+from theory.subspaces import ROUNDING, chance_overlap, overlaps_at, permutation_p_value, ranks_by_energy
 
 if TYPE_CHECKING:
     from bridge.subspaces import MsoSettings
 
 COMMAND = "bridge.subspaces mso"
 Arrays = dict[str, np.ndarray]
+_ROUNDING = {"float64": ROUNDING, "float32": 1e-5}  # of an overlap, relative, by the dtype of the decompositions
 
 
 def run(settings: MsoSettings, out: Path | None = None, quiet: bool = False) -> Path:
@@ -178,7 +179,8 @@ def matrix_overlaps(deltas: Mapping[str, WeightDelta], name: str, plan: Plan) ->
     for p, (i, j) in enumerate(pairs):
         mine, theirs = vectors[i], vectors[j]
         if mine is not None and theirs is not None:
-            found[f"overlap/{p}"] = overlaps_at((mine.T @ theirs).double().cpu().numpy(), ranks[i], ranks[j])
+            inner = (mine.T @ theirs).double().cpu().numpy()
+            found[f"overlap/{p}"] = overlaps_at(inner, ranks[i], ranks[j], len(mine))
             found[f"permuted/{p}"] = _permuted(mine, theirs, ranks[i], ranks[j], name, plan)
     return found
 
@@ -191,7 +193,7 @@ def _permuted(
     rows = []
     for _ in range(plan.permutations):
         order = torch.randperm(len(b), generator=generator).to(b.device)
-        rows.append(overlaps_at((a.T @ b[order]).double().cpu().numpy(), ranks_a, ranks_b))
+        rows.append(overlaps_at((a.T @ b[order]).double().cpu().numpy(), ranks_a, ranks_b, len(a)))
     return np.array(rows).reshape(plan.permutations, len(ranks_a))
 
 
@@ -238,7 +240,7 @@ def _pair(
                 np.array([arrays[name]["norms"][j] for name in names]),
             ),
             "ranks": [np.mean([arrays[name]["ranks"][k] for name in names], axis=0).tolist() for k in (i, j)],
-            "permuted": _spread(overlap, permuted),
+            "permuted": _spread(overlap, permuted, _ROUNDING[plan.dtype]),
         }
 
     return {
@@ -256,7 +258,7 @@ def _chance(ranks: np.ndarray, i: int, j: int, shape: tuple[int, ...], plan: Pla
     return [chance_overlap(int(a), int(b), dimension) for a, b in zip(ranks[i], ranks[j], strict=True)]
 
 
-def _spread(overlap: np.ndarray, permuted: np.ndarray) -> dict[str, Any] | None:
+def _spread(overlap: np.ndarray, permuted: np.ndarray, rounding: float) -> dict[str, Any] | None:
     """Mean, central 95 % and one-sided p-value over permutations, at every energy fraction."""
     if not len(permuted):
         return None
@@ -264,5 +266,7 @@ def _spread(overlap: np.ndarray, permuted: np.ndarray) -> dict[str, Any] | None:
     return {
         "mean": permuted.mean(axis=0).tolist(),
         "interval": ends.T.tolist(),
-        "p_value": [permutation_p_value(value, column) for value, column in zip(overlap, permuted.T, strict=True)],
+        "p_value": [
+            permutation_p_value(value, column, rounding) for value, column in zip(overlap, permuted.T, strict=True)
+        ],
     }

@@ -16,6 +16,10 @@ from commands.store import write_atomically
 
 _STYLES = {"top-k": (DARK, "o", "-"), "random-k": (MID, "s", "-"), "random": (LIGHT, "^", "-")}
 _COLUMNS = 3  # panels in a row
+SIDE_NOTE = (
+    "Sides are those of the weight as it is stored: left is the output of torch.nn.Linear and the input of GPT-2's "
+    "Conv1D."
+)
 
 
 # ------------------------------------------------------------------------------------------------- energy
@@ -115,12 +119,12 @@ def write_energy(result: dict[str, Any], settings: dict[str, Any], folder: Path)
         "energy": "Energy kept against the fraction of min(M, N) that is the rank. Dashed: what an isotropic update "
         f"would keep, the number of directions over the dimension {side}. Bands: where 95 % of further draws would "
         "lie.",
-        "layers": "Energy kept by the first singular directions over the isotropic expectation, block by block.",
+        "layers": f"Energy kept by {result['bases'][0]} over the isotropic expectation, block by block.",
     }
     about = (
         "Energy kept is |P ΔW|² / |ΔW|² with P the projector on the basis; the orthogonal part keeps the rest. Over "
-        "several matrices it is weighted by the task's own energy. After “Safety Subspaces are Not Distinct” "
-        "(arXiv 2505.14185)."
+        "several matrices it is weighted by the task's own energy; those that the alignment update did not move are "
+        f"left out. {SIDE_NOTE} After “Safety Subspaces are Not Distinct” (arXiv 2505.14185)."
     )
     _write(folder, _energy_title(result), energy_readings(result), energy_table(result), drawn, captions, about,
            settings)  # fmt: skip
@@ -149,12 +153,13 @@ def energy_layers(result: dict[str, Any]) -> bytes:
     chosen = _three(result["fractions"])
     figure, axes = _panels(len(result["tasks"]))
     for axis, (label, task) in zip(axes, result["tasks"].items(), strict=True):
+        places, layers, across = _blocks(task["layers"])
         for f, color, marker in zip(chosen, (DARK, MID, LIGHT), "os^", strict=False):
-            found = [layer["bases"][kind] for layer in _blocks(task["layers"])]
+            found = [layer["bases"][kind] for layer in layers]
             ratios = [x["kept"][f] / x["isotropic"][f] if x["isotropic"][f] else math.nan for x in found]
-            axis.plot(ratios, color=color, marker=marker, ms=3, label=f"{kind}, {result['fractions'][f]:g}")
+            axis.plot(places, ratios, color=color, marker=marker, ms=3, label=f"{kind}, {result['fractions'][f]:g}")
         axis.axhline(1, color="0.5", ls="--", lw=1)
-        axis.set(title=label, xlabel="numbered block", ylabel="energy kept / isotropic", ylim=(0, None))
+        axis.set(title=label, xlabel=across, ylabel="energy kept / isotropic", ylim=(0, None))
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend(frameon=False, fontsize=8)
     return png_of(figure)
@@ -226,8 +231,8 @@ def write_mso(result: dict[str, Any], settings: dict[str, Any], folder: Path) ->
     about = (
         "Overlap is |QᵃᵀQᵇ|² / min(kᵃ, kᵇ), 1 for a subspace inside the other, with k the smallest rank whose "
         "singular values hold the fraction of the whole update's energy. An update and its negative have the same "
-        "subspaces. After “Safety Subspaces are Not Distinct” (arXiv 2505.14185); the permutations are not in the "
-        "paper."
+        f"subspaces. {SIDE_NOTE} After “Safety Subspaces are Not Distinct” (arXiv 2505.14185); the permutations are "
+        "not in the paper."
     )
     _write(folder, _mso_title(result), mso_readings(result), mso_table(result), drawn, captions, about, settings)
 
@@ -252,12 +257,12 @@ def mso_layers(result: dict[str, Any]) -> bytes:
     chosen = _three(result["energies"])
     figure, axes = _panels(len(result["pairs"]))
     for axis, (label, pair) in zip(axes, result["pairs"].items(), strict=True):
+        places, layers, across = _blocks(pair["layers"])
         for f, color, marker in zip(chosen, (DARK, MID, LIGHT), "os^", strict=False):
-            layers = _blocks(pair["layers"])
-            axis.plot([layer["overlap"][f] for layer in layers], color=color, marker=marker, ms=3,
+            axis.plot(places, [layer["overlap"][f] for layer in layers], color=color, marker=marker, ms=3,
                       label=f"energy {result['energies'][f]:g}")  # fmt: skip
-            axis.plot([layer["chance"][f] for layer in layers], "--", color=color, lw=1)
-        axis.set(title=label, xlabel="numbered block", ylabel="mode subspace overlap", ylim=(0, 1.02))
+            axis.plot(places, [layer["chance"][f] for layer in layers], "--", color=color, lw=1)
+        axis.set(title=label, xlabel=across, ylabel="mode subspace overlap", ylim=(0, 1.02))
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend(frameon=False, fontsize=8)
     return png_of(figure)
@@ -291,7 +296,8 @@ def write_project(result: dict[str, Any], settings: dict[str, Any], folder: Path
     """Write report.html."""
     about = (
         f"{result['file']} is a change of weights that every command takes: --delta with this folder. What is no "
-        f"matrix (norms, biases) has no singular directions."
+        f"matrix (norms, biases) has no singular directions: it is kept whole in either part, so that the parallel and "
+        f"the orthogonal part hold it twice, or dropped from both (--vectors). {SIDE_NOTE}"
     )
     title = f"Projection of {result['task']['source']}"
     _write(folder, title, [], project_rows(result), {}, {}, about, settings)
@@ -300,9 +306,18 @@ def write_project(result: dict[str, Any], settings: dict[str, Any], folder: Path
 # ------------------------------------------------------------------------------------------------- shared
 
 
-def _blocks(layers: dict[str, Any]) -> list[Any]:
-    """The numbered blocks; everything where there is none."""
-    return [layer for name, layer in layers.items() if name.rpartition(".")[2].isdecimal()] or list(layers.values())
+def block_number(name: str) -> int | None:
+    """The number of a numbered block; None of a matrix that stands outside of every block."""
+    last = name.rpartition(".")[2]
+    return int(last) if last.isdecimal() else None
+
+
+def _blocks(layers: dict[str, Any]) -> tuple[list[int], list[Any], str]:
+    """The numbered blocks, at their numbers; everything, in its order, where there is none; and what that axis is."""
+    numbered = {number: layer for name, layer in layers.items() if (number := block_number(name)) is not None}
+    if numbered:
+        return list(numbered), list(numbered.values()), "numbered block"
+    return list(range(len(layers))), list(layers.values()), "matrix, in the model's order"
 
 
 def _matrices(count: int) -> str:

@@ -9,6 +9,7 @@ with ranks k_a and k_b have the mode subspace overlap ``|Q_a^T Q_b|_F^2 / min(k_
 - the ceiling: the overlap of two disjoint halves of one set, which is what one distribution reaches at that number of
   rows. Overlaps depend on the number of rows, so that of two sets is also taken at halves: only those compare;
 - relabelling: the overlaps when it is drawn which rows belong to which set. Sets that differ overlap less than those.
+  For centred sets it is drawn which differences of two rows of one set belong to which: see :func:`compare_sets`.
 
 States can be taken as they are or centred, each set's own mean removed. As they are, the first direction of a set is
 mostly its mean, so that overlaps at low energies compare two means.
@@ -29,7 +30,6 @@ from theory.subspaces import chance_overlap, overlaps_at, permutation_p_value
 LEAST_ROWS = 4
 """Rows that a set needs: two halves of two."""
 _HALVES_STREAM, _LABELS_STREAM = 0, 1  # separate random streams of one user-visible seed
-_TIE = 1e-12  # relative: overlaps nearer to each other than this are equal
 _EQUAL = 1e-12  # of their norm: rows that differ by less are equal, and what they differ by is rounding
 
 
@@ -89,7 +89,7 @@ def mode_overlaps(a: Modes | None, b: Modes | None, count: int) -> Float[np.ndar
     """Mode subspace overlap at each of ``count`` energy fractions; NaN where a side has no direction at all."""
     if a is None or b is None:
         return np.full(count, np.nan)
-    return overlaps_at(a.directions.T @ b.directions, a.ranks, b.ranks)
+    return overlaps_at(a.directions.T @ b.directions, a.ranks, b.ranks, len(a.directions))
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +98,8 @@ class Plan:
 
     Attributes:
         halves: for each set (R, 2, n): the rows of the two halves of every split, n the same for all sets.
-        relabellings: for each pair (P, N_a + N_b): an order of the pair's rows, the first N_a of which stand for a.
+        relabellings: for each pair (P, N_a + N_b): an order of the pair's rows, the first N_a of which stand for a;
+            without numbers from 2 n it is an order of the pair's differences of rows, n of each set.
     """
 
     halves: tuple[Int[np.ndarray, "R two n"], ...]
@@ -155,7 +156,8 @@ class PairOverlap:
         self_half: (2, R, E) overlap of the two halves of a, and of b, in every split.
         cross_half: (R, E) overlap of a half of a with a half of b, mean of the four pairs of halves of a split.
         chance_half: (E,) chance of cross_half, mean over the splits.
-        permuted: (P, E) overlap of a and b after each relabelling.
+        tested: (E,) the overlap that the relabelled ones compare with: of the rows, or centred of their differences.
+        permuted: (P, E) that after each relabelling.
         mean_share: (2,) share of the energy as it is that the mean of a, and of b, holds.
         mean_cosine: () cosine of the two means; NaN where one is zero.
     """
@@ -166,14 +168,16 @@ class PairOverlap:
     self_half: Float[np.ndarray, "two R E"]
     cross_half: Float[np.ndarray, "R E"]
     chance_half: Float[np.ndarray, " E"]
+    tested: Float[np.ndarray, " E"]
     permuted: Float[np.ndarray, "P E"]
     mean_share: Float[np.ndarray, " two"]
     mean_cosine: Float[np.ndarray, ""]
 
     @property
     def defined(self) -> bool:
-        """Whether both sets have directions, from all rows and in every half."""
-        return not any(np.isnan(array).any() for array in (self.overlap, self.self_half, self.cross_half))
+        """Whether both sets have directions, from all rows, in every half and after every relabelling."""
+        arrays = (self.overlap, self.self_half, self.cross_half, self.tested, self.permuted)
+        return not any(np.isnan(array).any() for array in arrays)
 
 
 def mean_of(overlaps: Sequence[PairOverlap]) -> PairOverlap | None:
@@ -192,9 +196,12 @@ def compare_sets(
 ) -> list[PairOverlap]:
     """The overlaps of every pair of sets, in the order of :func:`pairs`.
 
-    With ``centred`` each set's own mean is removed, in halves and relabelled sets that of their own rows. A relabelling
-    then starts from rows whose set's mean is gone already: else a difference of the means would count as a shared
-    direction of the relabelled sets. That makes its p-value approximate; the one of states as they are is exact.
+    With ``centred`` each set's own mean is removed, in halves that of their own rows. Rows less their mean must not be
+    relabelled: each set's sum to zero, which ties them to each other and makes relabelled sets share directions that
+    the sets themselves cannot share. Relabelled are instead differences of two rows of one set, each row in one of
+    them at most: they have no mean and are independent, so that the p-value is exact whatever the distribution of the
+    rows, as that of states as they are is. The hypotheses: both sets' rows have one distribution, or centred, one but
+    for its mean.
 
     Args:
         sets: (N, D) states of each set.
@@ -209,11 +216,12 @@ def compare_sets(
     reduced = _coordinates(sets)
     whole = [leading_modes(states, energies, centred) for states in reduced]
     halves = [
-        [[leading_modes(states[rows], energies, centred) for rows in split] for split in drawn]
-        for states, drawn in zip(reduced, plan.halves, strict=True)
+        [[leading_modes(states[rows], energies, centred) for rows in split] for split in splits]
+        for states, splits in zip(reduced, plan.halves, strict=True)
     ]
-    own = np.array([[mode_overlaps(x, y, count) for x, y in drawn] for drawn in halves])  # (S, R, E)
+    own = np.array([[mode_overlaps(x, y, count) for x, y in splits] for splits in halves])  # (S, R, E)
     found = []
+    drawn = [_differences(states, plan, k) if centred else states for k, states in enumerate(reduced)]
     for (a, b), orders in zip(pairs(len(sets)), plan.relabellings, strict=True):
         crossed = list(_crossed(halves[a], halves[b], count, dimension))
         found.append(
@@ -224,7 +232,8 @@ def compare_sets(
                 self_half=own[[a, b]],
                 cross_half=np.array([overlap for overlap, _ in crossed]),
                 chance_half=np.mean([chance for _, chance in crossed], axis=0),
-                permuted=_relabelled(reduced[a], reduced[b], orders, energies, centred),
+                tested=_relabelled(drawn[a], drawn[b], np.arange(orders.shape[1])[None], energies)[0],
+                permuted=_relabelled(drawn[a], drawn[b], orders, energies),
                 mean_share=np.array([_mean_share(sets[a]), _mean_share(sets[b])]),
                 mean_cosine=np.asarray(_cosine(sets[a].mean(0), sets[b].mean(0))),
             )
@@ -256,15 +265,20 @@ def _relabelled(
     b: Float[np.ndarray, "nb r"],
     orders: Int[np.ndarray, "P pooled"],
     energies: Sequence[float],
-    centred: bool,
 ) -> Float[np.ndarray, "P E"]:
-    pooled = np.concatenate([residuals(a), residuals(b)] if centred else [a, b])
+    pooled = np.concatenate([a, b])
     out = np.empty((len(orders), len(energies)))
     for row, order in zip(out, orders, strict=True):
-        first = leading_modes(pooled[order[: len(a)]], energies, centred)
-        second = leading_modes(pooled[order[len(a) :]], energies, centred)
-        row[:] = mode_overlaps(first, second, len(energies))
+        first, second = np.split(pooled[order[order < len(pooled)]], [len(a)])
+        row[:] = mode_overlaps(leading_modes(first, energies), leading_modes(second, energies), len(energies))
     return out
+
+
+def _differences(states: Float[np.ndarray, "_N r"], plan: Plan, number: int) -> Float[np.ndarray, "_n r"]:
+    """Rows of one half of a set's first split less those of the other; exactly zero where all rows are equal."""
+    first, second = plan.halves[number][0]
+    rows = residuals(states)
+    return rows[first] - rows[second]
 
 
 def _ranks(modes: Modes | None, count: int) -> Float[np.ndarray, " E"]:
@@ -310,6 +324,5 @@ def relabelling_p_value(
     ``(1 + #{permuted <= overlap}) / (1 + P)``: the probability, if the labels meant nothing, of sets that overlap as
     little as these (Phipson and Smyth 2010). One-sided: sets that differ overlap less. NaN where there is no direction.
     """
-    highest = (overlap * (1 + _TIE)).tolist()
-    values = [permutation_p_value(-most, -draws) for most, draws in zip(highest, permuted.T, strict=True)]
+    values = [permutation_p_value(-most, -draws) for most, draws in zip(overlap.tolist(), permuted.T, strict=True)]
     return np.where(np.isnan(overlap) | np.isnan(permuted).any(axis=0), np.nan, values)

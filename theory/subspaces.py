@@ -18,6 +18,9 @@ from jaxtyping import Float, Int
 from theory.spectra import rank_by_energy
 from theory.statistics import Scalar
 
+ROUNDING = 1e-9
+"""Relative: overlaps of float64 decompositions nearer to each other than this are equal."""
+
 
 def rank_of_fraction(fraction: Scalar, rows: int, columns: int) -> int:
     """Rank k = max(1, round(fraction * min(rows, columns))) of a basis: a fraction of the smaller side.
@@ -112,9 +115,19 @@ def overlaps_of_all_ranks(inner: Float[np.ndarray, "A B"]) -> Float[np.ndarray, 
 
 
 def overlaps_at(
-    inner: Float[np.ndarray, "A B"], ranks_a: Int[np.ndarray, " F"], ranks_b: Int[np.ndarray, " F"]
+    inner: Float[np.ndarray, "A B"],
+    ranks_a: Int[np.ndarray, " F"],
+    ranks_b: Int[np.ndarray, " F"],
+    dimension: int | None = None,
 ) -> Float[np.ndarray, " F"]:
     """Mode subspace overlap at chosen pairs of ranks; see :func:`overlaps_of_all_ranks`.
+
+    Args:
+        inner: (A, B) inner products of two ordered orthonormal bases.
+        ranks_a: (F,) k_a.
+        ranks_b: (F,) k_b.
+        dimension: m of the space that both bases lie in. Where a rank is m its subspace is the whole space, which
+            holds any other: the overlap is then exactly 1, whatever rounding has done to the inner products.
 
     Raises:
         ValueError: if a rank is not in 1..A or 1..B.
@@ -125,7 +138,8 @@ def overlaps_at(
             raise ValueError(f"expected ranks in 1..{most}, got {ranks.tolist()}")
     if not len(ranks_a):
         return np.zeros(0)
-    return overlaps_of_all_ranks(inner)[ranks_a - 1, ranks_b - 1]
+    found = overlaps_of_all_ranks(inner)[ranks_a - 1, ranks_b - 1]
+    return np.where(np.maximum(ranks_a, ranks_b) == dimension, 1.0, found)
 
 
 @dataclass(frozen=True)
@@ -198,6 +212,13 @@ def joint_cosine(
     return float(np.sum(cosines * a * b) / math.sqrt(np.sum(a**2) * np.sum(b**2)))
 
 
-def permutation_p_value(observed: Scalar, permuted: Float[np.ndarray, " n"]) -> float:
-    """(1 + #{permuted >= observed}) / (1 + n), one-sided: never 0, so never more certain than n draws allow."""
-    return float((1 + np.count_nonzero(permuted >= observed)) / (1 + len(permuted)))
+def permutation_p_value(observed: Scalar, permuted: Float[np.ndarray, " n"], rounding: float = ROUNDING) -> float:
+    """(1 + #{permuted >= observed}) / (1 + n), one-sided: never 0, so never more certain than n draws allow.
+
+    Args:
+        observed: the number without a permutation.
+        permuted: (n,) the same number after each.
+        rounding: relative to the observed number: what is smaller by no more than that counts as equal.
+    """
+    least = observed - rounding * abs(float(observed))
+    return float((1 + np.count_nonzero(permuted >= least)) / (1 + len(permuted)))

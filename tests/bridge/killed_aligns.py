@@ -17,8 +17,8 @@ COMPARED = (
 )
 # Where a process dies; `bridge.finetune`'s own test kills inside the training.
 MOMENTS = {
-    "after answers-0-refusals-1.json", "after count-0.json", "after answers-6-benign-0.json", "before count-9.json",
-    "after count-9.json", "before model", "after align.json", "after report.html",
+    "after answers-0-refusals-1.json", "after answers-6-benign-0.json", "before count-9.json", "before model",
+    "after align.json",
 }  # fmt: skip
 
 

@@ -13,10 +13,8 @@ from tests.bridge.tiny_onsets import onset_options
 
 COMPARED = ("onset.json", "onset.png", "pilot.png", "report.html", "samples.jsonl", "statistics.npz")
 MOMENTS = {
-    "after probe-scores-0.npz", "after lanczos.safetensors", "after predict-skill-steps-0.npz",
-    "after floor-probe-loss-0-0.npz", "before position.safetensors", "tick of steps",
-    "after point-0-skill-loss-0-0.npz",
-    "after point-0.npz", "after pilot-1.json", "after whole.json", "after onset.json",
+    "after probe-scores-0.npz", "after lanczos.safetensors", "before position.safetensors",
+    "after point-0-skill-loss-0-0.npz", "after pilot-1.json", "after whole.json",
 }  # fmt: skip
 
 

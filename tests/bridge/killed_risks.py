@@ -54,7 +54,7 @@ def main(folder: Path) -> None:
         compared=(*COMPARED, "cleaned.jsonl"),
         watch=lambda at: None,
         skip=_not_to_be_tried(),
-        often=(9, 35),
+        often=(9, 20),
     )
     kill_everywhere(killed, folder)
 

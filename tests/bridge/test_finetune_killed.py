@@ -18,9 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-@pytest.mark.parametrize(
-    ("method", "defence"), [("lora", None), ("full", None), ("lora", "tracked"), ("full", "tracked")]
-)
+@pytest.mark.parametrize(("method", "defence"), [("lora", None), ("full", None), ("full", "tracked")])
 def test_killed_anywhere_and_started_again(tmp_path: Path, method: str, defence: str | None) -> None:
     make_workplace(tmp_path, "llama")
     command = [sys.executable, "-m", "tests.bridge.killed_finetunes", str(tmp_path), method]

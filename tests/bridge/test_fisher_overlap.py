@@ -17,7 +17,7 @@ import pytest
 from bridge import fisher_overlap_run, measure
 from bridge.fisher_overlap import MEMORY_ADVICE, main
 from bridge.fisher_overlap_report import energy_rows, rank_rows, readings, rows
-from bridge.fisher_overlap_result import Question, Scores, assemble, jobs, verdict
+from bridge.fisher_overlap_result import Question, Scores, assemble, jobs, not_excluded, verdict
 from bridge.taps import select_modules
 from commands.cli import run_command
 from commands.options import command_of
@@ -307,19 +307,22 @@ def entry(relative: float | None, low: float | None, high: float | None, **chang
 @pytest.mark.parametrize(
     ("found", "expected"),
     [
-        (entry(0.1, 0.0, 0.2), "distinct"),
-        (entry(0.1, -0.1, 0.26), "partly shared"),
-        (entry(0.5, 0.3, 0.7), "partly shared"),
-        (entry(0.9, 0.76, 1.1), "shared"),
-        (entry(0.9, 0.76, 2.0), "shared"),
-        (entry(0.5, 0.2, 0.8), "undetermined"),
-        (entry(0.1, 0.0, 0.2, ceiling=0.09), "undetermined"),
-        (entry(0.1, 0.0, 0.2, own_b_low=1e-5), "undetermined"),
-        (entry(None, None, None), "undetermined"),
+        (entry(0.1, 0.0, 0.2), ["distinct"]),
+        (entry(0.12, -0.1, 0.35), ["distinct", "partly shared"]),  # 0 is inside: nothing need be shared
+        (entry(0.8, 0.6, 1.05), ["partly shared", "shared"]),  # so is 1
+        (entry(0.25, 0.1, 0.4), ["distinct", "partly shared"]),
+        (entry(0.5, 0.25, 0.75), ["partly shared"]),
+        (entry(0.9, 0.76, 1.1), ["shared"]),
+        (entry(0.9, 0.76, 2.0), ["shared"]),
+        (entry(0.5, 0.2, 0.8), ["distinct", "partly shared", "shared"]),
+        (entry(0.1, 0.0, 0.2, ceiling=0.09), ["distinct", "partly shared", "shared"]),
+        (entry(0.1, 0.0, 0.2, own_b_low=1e-5), ["distinct", "partly shared", "shared"]),
+        (entry(None, None, None), ["distinct", "partly shared", "shared"]),
     ],
 )
-def test_verdicts(found: dict[str, Any], expected: str) -> None:
-    assert verdict(found, 1) == expected
+def test_verdicts(found: dict[str, Any], expected: list[str]) -> None:
+    assert not_excluded(found, 1) == expected
+    assert verdict(found, 1) == (expected[0] if len(expected) == 1 else "undetermined")
 
 
 def sentence(plain: dict[str, Any], centred: dict[str, Any], shared_prompts: int = 0) -> str:
@@ -342,8 +345,14 @@ def test_what_is_said() -> None:
     assert "Without the mean scores: undetermined at this number of samples, since a skill hardly finds" in text
     assert "(p = 0.4): no difference of the two shows." in text
     text = sentence(entry(0.5, 0.0, 0.9), entry(None, None, None, own_a_low=0.0))
-    assert "since the interval is too wide" in text
+    assert "since the interval allows for distinct, partly shared and shared subspaces: " in text
     assert "(no ceiling above the floor)" in text
+    text = sentence(entry(0.12, -0.1, 0.35), entry(0.8, 0.6, 1.05))
+    assert "since the interval allows for distinct and partly shared subspaces: " in text
+    assert "Without the mean scores: undetermined at this number of samples, since the interval allows for part" in text
+    text = sentence(entry(0.12, -0.1, 0.35), entry(0.2, 0.1, 0.3))
+    assert "the same holds without the mean scores (relative overlap 0.2, 0.1 … 0.3)" in text
+    assert "since no interval could be found" in sentence(entry(0.5, None, None), entry(0.1, 0.0, 0.2))
 
 
 def test_tables_hold_a_row_for_every_question(finished: Path) -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,16 +17,27 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from bridge import bases, harmfulness_run, models, projections, safety_subspaces_run, safety_subspaces_settings
+from bridge import (
+    bases,
+    harmfulness_run,
+    models,
+    projections,
+    safety_subspaces_pictures,
+    safety_subspaces_run,
+    safety_subspaces_settings,
+)
 from bridge.decodings import DECODINGS
 from bridge.generate import generate_texts
 from bridge.records import Record, read_records
 from bridge.rows import load_prompts
 from bridge.safety_subspaces import MEMORY_ADVICE, main
+from bridge.safety_subspaces_points import points as points_of
 from bridge.safety_subspaces_readings import at_equal_energy, at_equal_rank, readings
 from bridge.safety_subspaces_settings import KINDS, SCHEMES, SIDES, VECTORS, read_settings
+from bridge.safety_subspaces_tables import notes
+from bridge.safety_subspaces_updates import measure_energies
 from bridge.sets import NAMED_SETS
 from bridge.utility import main as utility
 from commands.cli import run_command
@@ -157,6 +169,34 @@ def test_energies_are_those_of_numpy(place: Path, finished: Path) -> None:
     found = read(finished / "safety_subspaces.json")["updates"]["useful"]
     assert found["cosine"] == pytest.approx(cosine, abs=1e-6)
     assert found["norm"] == pytest.approx(math.sqrt(total), rel=1e-6)
+
+
+def test_energies_count_the_matrices_that_the_alignment_update_left_alone(place: Path, tmp_path: Path) -> None:
+    aligned = load_file(place / "model" / "model.safetensors")
+    draw = torch.Generator().manual_seed(8)
+    change = {name: 0.01 * torch.randn(t.shape, generator=draw) for name, t in aligned.items()}
+    base = {name: t + change[name] if ".mlp." in name else t.clone() for name, t in aligned.items()}
+    shutil.copytree(place / "model", tmp_path / "base")
+    save_file(base, tmp_path / "base" / "model.safetensors", {"format": "pt"})
+    task = {name: torch.randn(t.shape, generator=draw) for name, t in aligned.items() if t.ndim == 2}
+    save_file(task, tmp_path / "task.safetensors", {"content": "weight change"})
+    settings = replace(read_settings(str(write_experiment(place, "still.toml"))), base=str(tmp_path / "base"))
+    energies = measure_energies(settings, {"useful": tmp_path / "task.safetensors"}, tmp_path / "energy")
+    total = sum(float(t.double().square().sum()) for t in task.values())
+    for fraction in settings.fractions:
+        kept, isotropic = 0.0, 0.0
+        for name in (name for name in task if ".mlp." in name):
+            update = task[name].double().numpy()
+            projector = left_projector((aligned[name].double() - base[name].double()).numpy(), fraction)
+            kept += float(((projector @ update) ** 2).sum())
+            isotropic += round(np.trace(projector)) / len(projector) * float((update**2).sum())
+        for point in points_of(settings):
+            if (point.finetune, point.basis.kind, point.fraction) == ("useful", "top-k", fraction):
+                entry = safety_subspaces_run._entry(settings, point, energies)
+                inside = [
+                    entry[key] if point.scheme == "parallel" else 1 - entry[key] for key in ("energy", "isotropic")
+                ]
+                assert inside == pytest.approx([kept / total, isotropic / total], abs=1e-9)
 
 
 def test_draws_of_random_bases_differ_and_are_seeded(finished: Path) -> None:
@@ -292,6 +332,8 @@ def made_up(top: float) -> dict[str, Any]:
         return model(refusals, energy) | about | {"energy": energy, "isotropic": fraction / 2}
 
     return {
+        "method": "full",
+        "vectors": "keep",
         "schemes": ["parallel"],
         "updates": {"useful": {"cosine": 0.1}},
         "references": {"aligned": model(1.0, 0.0), "useful": model(0.0, 1.0)},
@@ -308,8 +350,75 @@ def test_equal_rank_and_equal_energy_are_told_apart() -> None:
     assert [c.apart for c in at_equal_rank(only_energy, "useful")] == [True, True]
     assert [c.apart for c in at_equal_energy(only_energy, "useful")] == [False, False]
     assert [c.apart for c in at_equal_energy(more, "useful")] == [False, True]
-    assert any("random directions with as much energy do as it does" in line for line in readings(only_energy))
     assert any("refusals, parallel, fraction 0.5: 90 % against 40 %" in line for line in readings(more))
+
+
+def test_intervals_that_meet_are_no_sameness() -> None:
+    found = made_up(0.45)
+    (line,) = (line for line in readings(found) if "Top-K is apart" in line)
+    assert line.endswith(
+        "2 of 2 comparisons at equal rank and in 0 of 2 at equal energy: at equal energy no difference shows at this "
+        "number of items. The widest gap at equal energy: refusals, parallel, fraction 0.5: 45 % against 40 %."
+    )
+    for point in found["points"]:
+        point["measures"]["accuracy on x"] = point["measures"]["refusals"] = share(0.5, 0.5)
+    (line,) = (line for line in readings(found) if "Top-K is apart" in line)
+    assert "in 0 of 2 at equal energy: no difference shows at this number of items. The widest gap" in line
+
+
+@pytest.mark.parametrize(
+    ("method", "vectors", "low", "high"),
+    [("full", "keep", False, True), ("full", "drop", True, False), ("lora", "keep", True, True)],
+)
+def test_unprojected_models_stand_where_a_projection_comes_to_them(
+    method: str, vectors: str, low: bool, high: bool
+) -> None:
+    for energy, compared, control in ((0.1, low, 0.9), (0.96, high, 0.04)):
+        found = made_up(0.5) | {"method": method, "vectors": vectors}
+        found["points"][0]["energy"] = energy
+        comparisons = at_equal_energy(found, "useful")
+        assert [c.measure for c in comparisons] == (["accuracy on x", "refusals"] if compared else [])
+        if compared:
+            assert comparisons[1].control == pytest.approx(control)
+        (line,) = (line for line in readings(found) if "Top-K is apart" in line)
+        assert ("2 more have no control around their energy" in line) is not compared
+
+
+def test_notes_say_what_is_in_both_parts(finished: Path) -> None:
+    found = read(finished / "safety_subspaces.json")
+    for changed, says in (
+        ({}, "in both, so that together they hold it twice"),
+        ({"vectors": "drop"}, "dropped from both"),
+        ({"method": "lora"}, "alignment update did not move."),
+    ):
+        assert any(says in line for line in notes(found | changed))
+    assert not any("norms, biases" in line for line in notes(found | {"method": "lora"}))
+    assert any("GPT-2's Conv1D" in line for line in notes(found))
+
+
+def test_figure_4_has_every_block_at_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    def pair(*layers: str) -> dict[str, Any]:
+        whole = {"overlap": [0.1, 0.2], "chance": [0.1, 0.1]}
+        return {"updates": ["a", "b"], "whole": whole, "layers": {n: {"overlap": [0, k], "chance": [0, 0]}
+                for k, n in enumerate(layers)}}  # fmt: skip
+
+    drawn: list[Any] = []
+    monkeypatch.setattr(safety_subspaces_pictures, "png_of", lambda figure: drawn.append(figure) or b"")
+    embedding, head = "model.embed_tokens.weight", "lm_head.weight"
+    pairs = [pair("h.0", "h.10"), pair(embedding, "h.0", "h.2"), pair("h.2", "h.10", head)]
+    safety_subspaces_pictures.overlaps({"overlap": {"energies": [0.5, 0.9], "pairs": pairs}})
+    axis = drawn[0].axes[1]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["embed_tokens", "0", "2", "10", "lm_head"]
+    none = math.nan
+    wanted = [[none, 0, none, 1, none], [0, 1, 2, none, none], [none, none, 0, 1, 2]]
+    for line, values in zip(axis.lines[::2], wanted, strict=True):
+        np.testing.assert_array_equal(line.get_ydata(), values)
+        assert list(line.get_xdata()) == [0, 1, 2, 3, 4]
+    many = [pair(*(f"h.{k}" for k in range(100)))]
+    safety_subspaces_pictures.overlaps({"overlap": {"energies": [0.5, 0.9], "pairs": many}})
+    labels = drawn[1].axes[1].get_xticklabels()
+    assert [label.get_text() for label in labels] == [str(k) for k in range(0, 100, 3)]
+    assert [label.get_position()[0] for label in labels] == list(range(0, 100, 3))
 
 
 def test_who_keeps_both_is_counted_only_where_both_were_moved() -> None:

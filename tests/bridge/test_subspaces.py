@@ -16,10 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bridge import models, subspaces_energy, subspaces_mso
+from bridge import models, subspaces_energy, subspaces_mso, subspaces_report
 from bridge.deltas import open_delta
 from bridge.subspaces import MEMORY_ADVICE, app, numbers
-from bridge.subspaces_mso import Plan, matrix_overlaps
+from bridge.subspaces_mso import Plan, assemble, matrix_overlaps
 from commands.cli import INTERRUPTED, run_command
 from commands.errors import UserError
 from commands.options import command_of
@@ -233,6 +233,20 @@ def test_permuted_coordinates_overlap_by_chance() -> None:
     assert (draws.max(0) < 0.9).all()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_whole_space_overlaps_by_one_whatever_is_permuted(dtype: str) -> None:
+    """At energy fraction 1 a wide matrix has all left directions: no difference is left for a test to find."""
+    deltas = {name: MemoryDelta({"m": gaussian(12, 40, seed=k)}) for k, name in enumerate(("a", "b"))}
+    plan = Plan("left", (0.5, 1.0), 20, 0, dtype)
+    arrays = matrix_overlaps(deltas, "m", plan)
+    assert arrays["overlap/0"][1] == 1
+    assert (arrays["permuted/0"][:, 1] == 1).all()
+    arrays["overlap/0"] = arrays["overlap/0"] * (1 - {"float32": 1e-6, "float64": 1e-12}[dtype])  # rounding
+    permuted = assemble(deltas, plan, {"m": arrays})["pairs"]["a × b"]["whole"]["permuted"]
+    assert permuted["p_value"][1] == 1
+    assert permuted["interval"][1] == [1, 1]
+
+
 def test_the_result_holds_means_over_matrices(mso: Path) -> None:
     found, arrays = read(mso / "mso.json"), np.load(mso / "mso.npz")
     assert set(found["pairs"]) == {"alignment × full", "alignment × other", "full × other"}
@@ -278,6 +292,9 @@ def test_a_projected_run_is_a_change_that_other_commands_take(
         assert torch.allclose(total, whole.dense(name, torch.float64), atol=1e-7)  # type: ignore[arg-type]
         energies = sum(part.squared_norm(name) for part in parts.values())
         assert energies == pytest.approx(whole.squared_norm(name), rel=1e-5)
+    for name in set(whole.names) - set(matrices):  # norms, kept whole in both
+        assert sum(part.squared_norm(name) for part in parts.values()) == 2 * whole.squared_norm(name)
+    assert "hold it twice" in (runs["parallel"] / "report.html").read_text()
     skill = write_rows(tmp_path / "skill.jsonl", SKILL_ROWS)
     options = ["--model", str(place / "aligned"), "--skill", skill, "--num-skill", "4", "--max-new-tokens", "4"]
     options += ["--max-length", "64", "--rank", "2", "--bootstrap", "0", "--device", "cpu"]
@@ -496,6 +513,20 @@ def test_updates_of_other_models(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("option", ["energy", "project"])
+def test_a_task_labelled_as_the_alignment_update_is_compared_with_it(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, option: str
+) -> None:
+    cut = {Q: load_file(place / "full.safetensors")[Q][:8].clone()}
+    save_file(cut, tmp_path / "cut.safetensors", {"content": "weight change", "base_sha256": "1" * 64})
+    options = [option, "--alignment", str(place / "alignment.safetensors"), "--device", "cpu"]
+    options += ["--task", f"alignment={tmp_path / 'cut.safetensors'}", "--out", str(tmp_path / "run")]
+    message = error(monkeypatch, capsys, *options)
+    source = place / "alignment.safetensors"
+    assert f"alignment and the alignment update ({source}) are changes of different models: {Q} is [8, 16]" in message
+    assert not (tmp_path / "run").exists()
+
+
 def test_updates_that_share_no_matrix(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -510,6 +541,54 @@ def test_updates_that_share_no_matrix(
     for given in (["energy", "--alignment", first, "--task", second], ["mso", "--update", first, "--update", second]):
         assert "expected an update of matrices that" in error(monkeypatch, capsys, *given, *options)
     assert not (tmp_path / "run").exists()
+
+
+def test_blocks_stand_at_their_own_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(subspaces_report, "png_of", lambda figure: drawn.append(figure) or b"")
+    blocks = {"model.embed_tokens.weight": 0.9, "model.layers.5": 0.3, "model.layers.9": 0.4, "lm_head.weight": 0.8}
+    for names, places, across in (
+        (list(blocks), [5, 9], "numbered block"),
+        (["model.embed_tokens.weight", "lm_head.weight"], [0, 1], "matrix, in the model's order"),
+    ):
+        overlaps = {name: {"overlap": [blocks[name]], "chance": [0.1]} for name in names}
+        subspaces_report.mso_layers({"energies": [0.9], "pairs": {"a × b": {"layers": overlaps}}})
+        kept = {name: {"bases": {"random": {"kept": [blocks[name]], "isotropic": [0.5]}}} for name in names}
+        result = {"bases": ["random"], "fractions": [0.5], "tasks": {"a": {"layers": kept}}}
+        subspaces_report.energy_layers(result)
+        for figure, whole in ((drawn[-2], 1.0), (drawn[-1], 0.5)):
+            line = figure.axes[0].lines[0]
+            assert list(line.get_xdata()) == places
+            chosen = [blocks[name] for name in names if across != "numbered block" or "layers" in name]
+            assert list(line.get_ydata()) == [value / whole for value in chosen]
+            assert figure.axes[0].get_xlabel() == across
+
+
+def test_the_picture_of_blocks_says_which_basis_it_shows(
+    place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    options = ["energy", "--alignment", str(place / "adapter"), "--task", f"full={place / 'full.safetensors'}"]
+    options += ["--fractions", "0.5", "--repeats", "1", "--bases", "random", "--device", "cpu"]
+    assert command(monkeypatch, *options, "--out", str(tmp_path)) == 0
+    assert "Energy kept by random over the isotropic expectation" in (tmp_path / "report.html").read_text()
+
+
+def test_what_left_means_is_said(
+    energy: Path, mso: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers.pytorch_utils import Conv1D
+
+    from bridge.bases import update_of
+
+    layer = Conv1D(6, 4)  # four inputs, six outputs
+    update = update_of(MemoryDelta({"m": layer.weight.detach()}), "m", "left")
+    assert update is not None
+    assert update.shape[0] == 4  # the input side
+    for name in ("energy", "project", "mso"):
+        assert command(monkeypatch, name, "--help") == 0
+        assert "Conv1D" in capsys.readouterr().out
+    for folder in (energy, mso):
+        assert "the input of GPT-2&#39;s Conv1D" in (folder / "report.html").read_text()
 
 
 def test_fractions_grow() -> None:

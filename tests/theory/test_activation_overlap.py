@@ -175,7 +175,11 @@ def test_pairs_are_what_loops_say(size: int, centred: bool) -> None:
     assert len(found) == 3
     for (i, j), orders, pair in zip(pairs(3), plan.relabellings, found, strict=True):
         a, b = sets[i], sets[j]
-        pooled = np.concatenate([a - a.mean(0), b - b.mean(0)] if centred else [a, b])
+        rows = [a, b]
+        if centred:
+            splits = [plan.halves[k][0].T for k in (i, j)]
+            rows = [np.array([x[k] - x[m] for k, m in split]) for x, split in zip((a, b), splits, strict=True)]
+        pooled = np.concatenate(rows)
         for e, energy in enumerate(ENERGIES):
             near = {"abs": 1e-10}
             assert pair.overlap[e] == pytest.approx(naive.overlap(a, b, energy, centred), **near)
@@ -192,9 +196,11 @@ def test_pairs_are_what_loops_say(size: int, centred: bool) -> None:
                 assert pair.cross_half[r, e] == pytest.approx(wanted, **near)
                 chances += [naive.chance(x, y, energy, centred) for x, y in crossed]
             assert pair.chance_half[e] == pytest.approx(np.mean(chances), **near)
+            assert pair.tested[e] == pytest.approx(naive.overlap(*rows, energy, centred=False), **near)
             for p, order in enumerate(orders):
-                parts = pooled[order[: len(a)]], pooled[order[len(a) :]]
-                assert pair.permuted[p, e] == pytest.approx(naive.overlap(*parts, energy, centred), **near)
+                drawn = [row for row in order if row < len(pooled)]
+                parts = pooled[drawn[: len(rows[0])]], pooled[drawn[len(rows[0]) :]]
+                assert pair.permuted[p, e] == pytest.approx(naive.overlap(*parts, energy, centred=False), **near)
         assert pair.mean_share == pytest.approx([len(x) * np.sum(x.mean(0) ** 2) / np.sum(x**2) for x in (a, b)])
         cosine = a.mean(0) @ b.mean(0) / np.linalg.norm(a.mean(0)) / np.linalg.norm(b.mean(0))
         assert float(pair.mean_cosine) == pytest.approx(cosine)
@@ -249,12 +255,19 @@ def test_a_difference_of_means_counts_as_they_are_and_not_centred() -> None:
     moved = a + 2 * directions[-1], b - 2 * directions[-2]
     plan = draw_plan([30, 30], splits=2, permutations=49, seed=0)
     values = [
-        relabelling_p_value(pair.overlap, pair.permuted)[2]
+        relabelling_p_value(pair.tested, pair.permuted)[2]
         for centred in (False, True)
         for pair in compare_sets(moved, ENERGIES, plan, centred)
     ]
     assert values[0] == pytest.approx(1 / 50)
     assert values[1] > 0.05
+
+
+def test_centred_sets_of_other_directions_differ() -> None:
+    a, b = anisotropic(1, 40, rotation(5, 24)) + 3, anisotropic(2, 40, rotation(6, 24)) + 3
+    plan = draw_plan([40, 40], splits=2, permutations=49, seed=0)
+    (pair,) = compare_sets([a, b], ENERGIES, plan, centred=True)
+    assert (relabelling_p_value(pair.tested, pair.permuted) <= 0.05).all()
 
 
 def test_halves_that_share_nothing_are_no_ceiling() -> None:
@@ -277,13 +290,23 @@ def test_p_values_count_the_sets_themselves_and_ties() -> None:
     assert np.isnan(found[3])
 
 
-def test_p_values_of_sets_that_do_not_differ_are_small_no_more_often_than_they_say() -> None:
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize(
+    ("size", "energy", "heavy"),
+    [(10, 0.7, False), (40, 0.99, False), (40, 0.99, True)],  # 40 directions: more than rows
+)
+def test_p_values_of_sets_that_do_not_differ_are_small_no_more_often_than_they_say(
+    size: int, energy: float, heavy: bool, centred: bool
+) -> None:
     small, trials = 0, 120
     for k in range(trials):
         plan = draw_plan([8, 8], splits=1, permutations=19, seed=k)
-        states = anisotropic(1000 + k, 16, np.eye(10))
-        (pair,) = compare_sets([states[:8], states[8:]], (0.7,), plan, centred=False)
-        small += relabelling_p_value(pair.overlap, pair.permuted)[0] <= 0.1
+        states = anisotropic(1000 + k, 16, np.eye(size)) if size == 10 else draw(1000 + k, 16, size)
+        if heavy:
+            states *= np.exp(2 * draw(2000 + k, 16, 1))  # a few rows hold almost all the energy
+        first = states[:8] + 5 * centred * draw(k, 1, size)  # centred, where a set lies does not count
+        (pair,) = compare_sets([first, states[8:]], (energy,), plan, centred)
+        small += relabelling_p_value(pair.tested, pair.permuted)[0] <= 0.1
     assert 2 <= small <= 24  # a tenth of 120; 3.6 standard deviations to either side
 
 

@@ -76,6 +76,14 @@ def test_overlaps_at_chosen_ranks() -> None:
     assert overlaps_at(inner, np.array([1, 3, 3]), np.array([1, 3, 1])).tolist() == [1, 1, 1]
     assert overlaps_at(np.zeros((2, 2)), np.array([2]), np.array([1])).tolist() == [0]
     assert overlaps_at(inner, np.zeros(0, int), np.zeros(0, int)).tolist() == []
+    almost = np.full((2, 2), np.sqrt(0.5)) * (1 - 1e-7)
+    assert overlaps_at(almost, np.array([2, 1]), np.array([2, 1]), dimension=3).tolist() == [
+        pytest.approx((1 - 1e-7) ** 2, abs=1e-15),
+        pytest.approx(0.5 * (1 - 1e-7) ** 2, abs=1e-15),
+    ]
+    whole = overlaps_at(almost, np.array([2, 1, 1]), np.array([1, 2, 1]), dimension=2).tolist()
+    assert whole[:2] == [1, 1]  # the whole space holds any other, to the last digit
+    assert whole[2] < 0.6
     for ranks in ([0], [4]):
         with pytest.raises(ValueError, match=r"1\.\.3"):
             overlaps_at(inner, np.array(ranks), np.array([1]))
@@ -149,3 +157,11 @@ def test_wholes_from_parts_at_any_scale(scale: float) -> None:
 def test_p_values_are_never_zero() -> None:
     assert permutation_p_value(1.0, np.zeros(19)) == pytest.approx(0.05)
     assert permutation_p_value(0.0, np.zeros(19)) == 1
+
+
+def test_p_values_do_not_rest_on_rounding() -> None:
+    """What differs by rounding is a tie, and a tie counts as no smaller, at either sign."""
+    for observed in (0.5, -0.5):
+        assert permutation_p_value(observed, np.full(19, observed - 1e-12)) == 1
+        assert permutation_p_value(observed, np.full(19, observed - 1e-6)) == pytest.approx(0.05)
+        assert permutation_p_value(observed, np.full(19, observed - 1e-6), 1e-5) == 1
