@@ -243,9 +243,16 @@ def over_energies(result: dict[str, Any]) -> bytes:
             axis.plot(energies, mean["half"]["overlap"], color=DARK, marker="o", ms=4,
                       label=f"a half of {first} × one of {second}")  # fmt: skip
             axis.plot(energies, mean["half"]["chance"], color="0.3", ls=":", label="halves, by chance")
-        axis.set(ylim=(0, 1.03), xlim=(0, 1), xlabel="energy fraction", ylabel="mode subspace overlap", title=name)
-    panels[0][0].legend(frameon=False, fontsize=7.5)
+        axis.set(ylim=(0, 1.03), xlim=(0, 1), xlabel="energy fraction", ylabel="mode subspace overlap",
+                 title=f"{first} × {second}, {name}")  # fmt: skip
+    _legends(panels)
     return png_of(figure)
+
+
+def _legends(panels: list[tuple[Any, dict[str, Any], str]]) -> None:
+    """One for each pair, whose names it tells."""
+    for axis, _, _ in panels[:: len(CENTRINGS)]:
+        axis.legend(frameon=False, fontsize=7.5)
 
 
 def over_layers(result: dict[str, Any]) -> bytes:
@@ -266,7 +273,7 @@ def over_layers(result: dict[str, Any]) -> bytes:
         for layer in result["summed_layers"]:
             axis.axvspan(layer - 0.5, layer + 0.5, color="0.93", lw=0)
         axis.set(ylim=(0, 1.03), xlabel="layer (0: embeddings)", ylabel="mode subspace overlap",
-                 title=f"{name}, {result['energies'][k]:.0%} of the energy")  # fmt: skip
+                 title=f"{first} × {second}, {name}, {result['energies'][k]:.0%} of the energy")  # fmt: skip
         axis.xaxis.get_major_locator().set_params(integer=True)
-    panels[0][0].legend(frameon=False, fontsize=7.5)
+    _legends(panels)
     return png_of(figure)

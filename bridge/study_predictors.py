@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from bridge.onset_result import DRIFTING
 from commands.store import read_result
@@ -85,8 +87,12 @@ def of_training(folder: Path) -> Values:
     }
 
 
-def of_estimate(folder: Path) -> Values:
-    """What a run of `bridge.estimate_aic` on the very rows gives."""
+def of_estimate(folder: Path, horizon: float) -> Values:
+    """What a run of `bridge.estimate_aic` on the very rows gives.
+
+    The loss is predicted at the time `horizon`, the sum of the learning rates: between two times of the run's curve as
+    the power law that joins them, beyond all of them not at all.
+    """
     found = read_result(folder / "aic.json")
     whole = found["whole_model"]
     speed = whole["velocity_norm"]
@@ -96,7 +102,7 @@ def of_estimate(folder: Path) -> Values:
         "leak": whole["leak_exact"],
         "leak_per_norm": whole["leak_exact"] / speed if speed else None,
         "gamma_star": whole["onset_exact"],
-        "predicted_loss": finite(whole["utility_loss_at_horizon"]),
+        "predicted_loss": _on_curve(whole["predicted_loss_exact"], horizon),
     }
 
 
@@ -160,6 +166,14 @@ def outcomes(folder: Path) -> dict[str, dict[str, Any]]:
 def finite(value: float | None) -> float | None:
     """The value, or None where there is no finite one."""
     return value if value is not None and math.isfinite(value) else None
+
+
+def _on_curve(curve: Sequence[Mapping[str, float | None]], t: float) -> float | None:
+    """The curve at t, linear in logarithms between its points; None outside them."""
+    known = [(math.log(p["t"]), math.log(p["utility_loss"])) for p in curve if p["t"] and p["utility_loss"]]
+    if not known or t <= 0 or not known[0][0] <= math.log(t) <= known[-1][0]:
+        return None
+    return math.exp(float(np.interp(math.log(t), *zip(*known, strict=True))))
 
 
 def _rate(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -48,12 +49,12 @@ class _Study:
     progress: Progress
 
     def rows(self) -> list[_Row]:
-        """All fine-tunes: both methods and all seeds of a set before the next set."""
+        """All fine-tunes: every set under one seed before the next seed, so that half a study spans all sets."""
         settings, place = self.settings, self.folder.path / "rows"
         return [
             _Row(each, method, seed, place / f"{each.name}--{method}--{seed}")
-            for each in settings.sets
             for seed in settings.seeds
+            for each in settings.sets
             for method in settings.methods
         ]
 
@@ -188,20 +189,19 @@ def _measured(this: _Study, each: _Row, row: Mapping[str, Any]) -> dict[str, Any
 def _before(this: _Study, each: _Row, training: Mapping[str, Any], stages: Stages) -> study_predictors.Values:
     """What is known of the very rows before the training, from the base model alone.
 
-    The folders are named for what decides their numbers, so that fine-tunes of the same rows share them.
+    The folders are named for what decides their numbers, so that fine-tunes of the same rows share them: an estimate
+    holds its prediction at all times, of which each fine-tune's own is read.
     """
     settings, plan = this.settings, training["plan"]
     rows = _rows_file(this, each, training["parts"][0]["rows"])
-    total = sum(training["learning_rates"])
     common = {**settings.skill_options(), "optimizer": kind_of_optimizer(plan["optimizer"]),
               "adam_batch_size": plan["batch_size"]}  # fmt: skip
-    path = {**common, "learning_rate": total / training["steps"], "steps": training["steps"]}
-    path |= {"num_finetune": training["rows"], "rank": settings.overlap_options().get("rank")}
+    path = {**common, "num_finetune": training["rows"], "rank": settings.overlap_options().get("rank")}
     place = this.folder.path / "before"
     found: study_predictors.Values = {}
     out = place / f"estimate-{short_hash([rows.name, path])}"
     if stages.command("estimate_aic", out, finetune=str(rows), **path) is not None:
-        found |= study_predictors.of_estimate(out)
+        found |= study_predictors.of_estimate(out, math.fsum(training["learning_rates"]))
     if settings.risk:
         out = place / f"risk-{short_hash([rows.name, common])}"
         if stages.command("risk", out, candidates=[f"rows={rows}"], num_rows=0, **common) is not None:

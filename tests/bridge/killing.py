@@ -72,8 +72,11 @@ def _in_child(killed: Killed, out: Path, kill_at: int | None) -> tuple[int, str]
 
 def _run(killed: Killed, out: Path, kill_at: int | None, writing: int) -> None:
     """The command itself, in the child; never returns."""
+    from matplotlib.figure import Figure
+
     from commands.cli import run_command
     from commands.options import command_of
+    from tests.sketches import sketch
 
     moments: list[str] = []
 
@@ -84,6 +87,7 @@ def _run(killed: Killed, out: Path, kill_at: int | None, writing: int) -> None:
 
     _watch(at)
     killed.watch(at)
+    Figure.savefig = sketch  # type: ignore[method-assign,assignment]
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
