@@ -88,6 +88,9 @@ def open_updates(settings: Settings, progress: Progress) -> Updates:
         label: open_delta(path, base_folder=aligned.folder if aligned else None, require_nonzero=True)
         for label, path in settings.updates.items()
     }
+    for each in others.values():
+        if isinstance(each, Difference):
+            each.require_one_dtype()
     _check_bases(alignment, others, aligned)
     first = {} if alignment is None else {f"the alignment update ({alignment.label})": alignment}  # no label has ( )
     named = first | others
@@ -107,14 +110,9 @@ def _alignment(settings: Settings, aligned: Model | None, progress: Progress) ->
     start = skeleton(folder)
     _check_keys(aligned, start, settings.base)
     moved, base = parameter_files(aligned.folder, aligned.skeleton), parameter_files(folder, start)
-    for name in moved.names:
-        if moved.dtype(name) != base.dtype(name):
-            raise UserError(
-                f"{settings.aligned} and {settings.base}: expected weights of one dtype, got {name} in "
-                f"{moved.dtype(name)} and {base.dtype(name)}: the difference would be that of the rounding, too"
-            )
     sha256 = hash_folder(folder)
     difference = Difference(moved, base, f"{settings.aligned} minus {settings.base}", sha256)
+    difference.require_one_dtype()
     _check_recorded(aligned, sha256, settings.base)
     _check_related(difference, base)
     difference.require_nonzero()

@@ -192,5 +192,15 @@ class Difference(WeightDelta):
         """Shape of a parameter's change."""
         return self._base.shape(name)
 
+    def require_one_dtype(self) -> None:
+        """UserError, naming a tensor, where the two models are stored in different dtypes."""
+        for name in self.names:
+            moved, base = self._moved.dtype(name), self._base.dtype(name)
+            if moved != base:
+                raise UserError(
+                    f"{self.label}: expected weights of one dtype with the base model's, got {name} in {moved} and "
+                    f"{base}: the difference would be that of the rounding, too"
+                )
+
     def _exact(self, name: str) -> Tensor:
         return self._moved.read(name).double() - self._base.read(name).double()

@@ -465,6 +465,15 @@ def test_bases_that_are_none(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_fine_tuned_model_stored_in_another_dtype(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    task = changed_model(place / "aligned", tmp_path / "task", halve)
+    options = energy_options(place, tmp_path / "run", "--task", str(task))
+    assert f"got {Q} in torch.float16 and torch.float32" in error(monkeypatch, capsys, *options)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_base_of_another_architecture(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
