@@ -32,9 +32,10 @@ from bridge.generate import generate_texts
 from bridge.presets import DEFAULT_PRESET, make_plan
 from bridge.reading import number
 from bridge.refusals import refusal_rate
+from bridge.rows import Row
 from bridge.subjects import open_subject
 from commands.progress import Progress
-from commands.store import write_atomically, write_json
+from commands.store import short_hash, write_atomically, write_json
 
 
 def configurations(options: argparse.Namespace) -> Iterator[tuple[str, Settings]]:
@@ -58,7 +59,8 @@ def settings_of(options: argparse.Namespace, method: str, kind: Any, refresh: in
     defence = make_defence(
         kind, options.skill, refresh=refresh, rank=None if kind == "none" else options.rank,
         num_skill=options.num_skill, held_out=options.held_out, max_new_tokens=options.max_new_tokens,
-        max_utility_loss=options.max_utility_loss if kind == "budget" else None, measure_every=options.measure_every,
+        max_utility_loss=options.max_utility_loss if kind == "budget" else None,
+        measure_every=None if kind == "budget" else options.measure_every,
     )  # fmt: skip
     return Settings(
         model=options.model, data=options.data, rows=options.rows, mix=None, share=0.0, max_length=options.max_length,
@@ -68,17 +70,35 @@ def settings_of(options: argparse.Namespace, method: str, kind: Any, refresh: in
 
 
 def refusals(options: argparse.Namespace, run: Path, kept: Path, moved: bool) -> dict[str, Any]:
-    """How many of the run's held-out prompts its base or its moved model refuses, greedily; kept in a file."""
-    if not kept.exists():
+    """How many of the run's held-out prompts its base or its moved model refuses, greedily.
+
+    Kept in a file beside what decides it; a file of other prompts or weights is made anew.
+    """
+    samples = [json.loads(line) for line in (run / "skill.jsonl").read_text().splitlines()]
+    held = [sample["group"] for sample in samples[options.num_skill :]][: options.prompts]
+    rows = {row.line: row for row in load_rows(options.skill).rows}
+    chosen = [rows[line] for line in held]
+    of = decided_by(options, run, chosen, moved)
+    known: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
+    if known.get("of") != of:
         loaded = open_subject(options.model, run if moved else None, dtype=options.dtype, device=options.device)
-        samples = [json.loads(line) for line in (run / "skill.jsonl").read_text().splitlines()]
-        held = [sample["group"] for sample in samples[options.num_skill :]][: options.prompts]
-        rows = {row.line: row for row in load_rows(options.skill).rows}
-        chosen = [rows[line] for line in held]
         answers = generate_texts(loaded, ChatFormat(loaded.tokenizer), chosen, max_new_tokens=options.max_new_tokens)
-        write_json(kept, asdict(refusal_rate([answer.text for answer in answers])))
-    found: dict[str, Any] = json.loads(kept.read_text())
+        known = {"of": of, "refusals": asdict(refusal_rate([answer.text for answer in answers]))}
+        write_json(kept, known)
+    found: dict[str, Any] = known["refusals"]
     return found
+
+
+def decided_by(options: argparse.Namespace, run: Path, chosen: Sequence[Row], moved: bool) -> dict[str, Any]:
+    """What decides a count of refusals, by the run's manifest: the prompts, and the base or all that moved it."""
+    settings = json.loads((run / "manifest.json").read_text())["settings"]
+    names = ("weights_sha256", "config", "dtype", "device", "threads", "end_token_ids", "skill_tokens")
+    base = {name: settings[name] for name in names}
+    return {
+        "prompts": short_hash([row.messages for row in chosen]),
+        "max_new_tokens": options.max_new_tokens,
+        "model": short_hash(settings if moved else base),
+    }
 
 
 def measured(name: str, settings: Settings, found: dict[str, Any], refused: dict[str, Any] | None) -> dict[str, Any]:
@@ -104,7 +124,7 @@ def measured(name: str, settings: Settings, found: dict[str, Any], refused: dict
     }
 
 
-def markdown(options: argparse.Namespace, rows: Sequence[dict[str, Any]], base: dict[str, Any] | None) -> str:
+def markdown(options: argparse.Namespace, rows: Sequence[dict[str, Any]], base: dict[int, dict[str, Any]]) -> str:
     head = [
         "method", "defence", "every", "seed", "utility loss, probe", "held out", "refused", "loss reached",
         "updates inside", "extra time",
@@ -116,8 +136,7 @@ def markdown(options: argparse.Namespace, rows: Sequence[dict[str, Any]], base: 
         f"| {' | '.join(head)} |",
         f"|{'---|' * len(head)}",
     ]
-    if base is not None:
-        lines.append(f"| base | | | | 0 | 0 | {refused(base)} | | | |")
+    lines += [f"| base | | | {seed} | 0 | 0 | {refused(rate)} | | | |" for seed, rate in base.items()]
     lines += [f"| {' | '.join(cells(row))} |" for row in rows]
     return "\n".join(lines) + "\n"
 
@@ -220,13 +239,15 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     options = parse()
     models.resolve(options.model)
-    progress, rows, base = Progress(), [], None
+    progress, rows = Progress(), []
+    base: dict[int, dict[str, Any]] = {}  # by seed, which chooses the prompts
     for name, settings in configurations(options):
         progress.say(f"== {name}")
         folder = run(settings, options.out / name, quiet=True)
-        refused_there = None
-        if options.prompts:  # of the base those of the first seed
-            base = base or refusals(options, folder, options.out / "refusals-base.json", moved=False)
+        refused_there, seed = None, settings.plan.seed
+        if options.prompts:
+            if seed not in base:
+                base[seed] = refusals(options, folder, options.out / f"refusals-base-seed-{seed}.json", moved=False)
             refused_there = refusals(options, folder, options.out / f"refusals-{name}.json", moved=True)
         rows.append(measured(name, settings, json.loads((folder / "finetune.json").read_text()), refused_there))
         shown = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}

@@ -19,8 +19,8 @@ class DefencePlan:
     the last refresh, every `refresh` steps; "budget" like tracked, but only where and as far as the measured utility
     loss on the probe would pass `max_utility_loss` (nats a response); "none" measures only. `rank` is d, the
     directions of the subspace (None: all that the probe has). `num_skill` responses make the probe, one a prompt, and
-    `held_out` others are measured at the end. Every `measure_every` steps the probe's utility loss is measured.
-    `batch_size` and `memory` (GiB) decide rounding only.
+    `held_out` others are measured at the end. Every `measure_every` steps the probe's utility loss is measured, and
+    what is left of the update's leak ("budget": at every step). `batch_size` and `memory` (GiB) decide rounding only.
     """
 
     kind: Kind
@@ -53,11 +53,15 @@ class DefencePlan:
             require(
                 budget is not None, "max-utility-loss", "the budget in nats a response with --defend budget", "none"
             )
+            wanted = "none with --defend budget, which measures at every step"
+            require(self.measure_every == 1, "measure-every", wanted, self.measure_every)
         else:
             require(budget is None, "max-utility-loss", "--defend budget with it", f"--defend {self.kind}")
         require(budget is None or 0 < budget < float("inf"), "max-utility-loss", "a positive number of nats", budget)
         if self.kind in ("none", "static"):
             require(self.refresh == 1, "refresh", "--defend tracked or budget with it", f"--defend {self.kind}")
+        if self.kind == "none":
+            require(self.rank is None, "rank", "--defend static, tracked or budget with it", "--defend none")
 
 
 def make_defence(kind: Kind, skill: str | None, **options: Any) -> DefencePlan | None:
@@ -75,7 +79,7 @@ def make_defence(kind: Kind, skill: str | None, **options: Any) -> DefencePlan |
         return None
     defaults: dict[str, Any] = {
         "num_skill": 48, "held_out": 48, "max_new_tokens": 32, "rank": None, "refresh": 1, "max_utility_loss": None,
-        "measure_every": 5, "batch_size": 4, "memory": 2.0,
+        "measure_every": 1 if kind == "budget" else 5, "batch_size": 4, "memory": 2.0,
     }  # fmt: skip
     plan = DefencePlan(kind=kind, skill=skill or "refusals", **(defaults | given))
     plan.check()

@@ -25,7 +25,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -74,7 +76,8 @@ class Defence:
             rank: d; None for all directions that the probe's scores have above rounding.
             refresh: R, steps between two anchors of kinds "tracked" and "budget".
             max_utility_loss: of kind "budget": the mean over the probe that no step may pass, in nats a response.
-            measure_every: steps between two measurements of the probe's utility loss (kind "budget": each step).
+            measure_every: steps between two measurements of the probe's utility loss, and of the leak of the update as
+                applied; kind "budget" measures at each step whatever this is.
             say: is told once where the scores have fewer directions than were asked for.
 
         Raises:
@@ -86,7 +89,7 @@ class Defence:
         if refresh < 1 or measure_every < 1 or (kind == "budget" and not (max_utility_loss or 0) > 0):
             raise ValueError("expected refresh and measure_every from 1, and a positive budget with kind budget")
         self.kind, self.probe, self.records, self.seconds = kind, probe, list[StepRecord](), 0.0
-        self._rank, self._refresh, self._every = rank, refresh, measure_every
+        self._rank, self._refresh, self._every = rank, refresh, 1 if kind == "budget" else measure_every
         self._budget = max_utility_loss
         self._say, self._told = say, False
         self._old: dict[str, Tensor] = {}
@@ -106,7 +109,7 @@ class Defence:
 
     def before_step(self, done: int) -> None:
         """Keep the weights; every `refresh` steps they are the new anchor."""
-        started = time.monotonic()
+        started = self._now()
         weights = self.probe.subject.weights
         if not self._old:
             self._old = self.probe.copy_weights()
@@ -115,42 +118,65 @@ class Defence:
         if self._tracks and done % self._refresh == 0:
             self._projector = None
             self._anchor = self._old if self._refresh == 1 else self.probe.copy_weights()
-        self.seconds += time.monotonic() - started
+        self.seconds += self._now() - started
+
+    def _now(self) -> float:
+        """Seconds, when the device has done what was asked of it: what came before belongs to the training."""
+        if self.probe.subject.device.type == "cuda":
+            torch.cuda.synchronize(self.probe.subject.device)
+        return time.monotonic()
 
     @torch.no_grad()
     def after_step(self, done: int) -> None:
         """Project what the optimizer has done, in place, and record it."""
-        started = time.monotonic()
+        started = self._now()
         new = {name: weight.data for name, weight in self.probe.subject.weights.items()}
         squared = sum(float((new[name] - old).double().square().sum()) for name, old in self._old.items())
         record = StepRecord(done + 1, squared)
         if squared > 0:
             record = self._defend_budget(new, record) if self.kind == "budget" else self._defend(new, record)
-        if record.utility_loss is None and (done + 1) % self._every == 0:
-            record = replace(record, utility_loss=float(self.probe.utility_loss().mean()))
+        if (done + 1) % self._every == 0:
+            if record.utility_loss is None:
+                record = replace(record, utility_loss=float(self.probe.utility_loss().mean()))
+            if record.inside is not None:
+                record = replace(record, leak_applied=root_mean_square(self._inner(new)))
         self.records.append(record)
-        self.seconds += time.monotonic() - started
+        self.seconds += self._now() - started
+
+    def _inner(self, new: Weights) -> Float[np.ndarray, " N"]:
+        """s_i . (new - old) with the scores at the anchor."""
+        with self.probe.at(self.subspace().anchor):
+            return self.probe.inner(lambda name: new[name] - self._old[name])[0]
 
     def _defend(self, new: Weights, record: StepRecord) -> StepRecord:
         if self.kind == "none":
             return record
-        inside, record = self.project(new, record)
+        inner = self._inner(new)
+        inside = self._project(inner)
         for name, weight in new.items():
             weight -= inside.pop(name)
-        return replace(record, projected=1.0)
+        return self._recorded(record, inner, projected=1.0, kept=1.0)
 
-    def project(self, new: Weights, record: StepRecord) -> tuple[dict[str, Tensor], StepRecord]:
-        """P (new - old) by module, and the record with what was seen on the way."""
+    def _project(self, inner: Float[np.ndarray, " N"]) -> dict[str, Tensor]:
+        """P delta by module, from the inner products s_i . delta."""
         subspace = self.subspace()
         with self.probe.at(subspace.anchor):
-            inner = self.probe.inner(lambda name: new[name] - self._old[name])[0]
-            inside = self.probe.weighted_scores(subspace.projector.coefficients(inner))
-        return inside, replace(
+            return self.probe.weighted_scores(subspace.projector.coefficients(inner))
+
+    def _recorded(
+        self, record: StepRecord, inner: Float[np.ndarray, " N"], projected: float, kept: float
+    ) -> StepRecord:
+        """The record with kept (delta - projected P delta) as applied, by the inner products s_i . delta."""
+        projector = self.subspace().projector
+        left = kept * ((1 - projected) * inner + projected * projector.remaining(inner))
+        return replace(
             record,
-            inside=subspace.projector.squared_norm(inner) / record.update_squared,
+            inside=projector.squared_norm(inner) / record.update_squared,
             leak=root_mean_square(inner),
-            leak_left=root_mean_square(subspace.projector.remaining(inner)),
-            rank=subspace.projector.rank,
+            leak_left=root_mean_square(left),
+            projected=projected,
+            kept=kept,
+            rank=projector.rank,
         )
 
     def subspace(self) -> Subspace:
@@ -192,7 +218,8 @@ class Defence:
         found = float(self.probe.utility_loss().mean())
         if found <= self._limit:
             return replace(record, utility_loss=found)
-        inside, record = self.project(new, record)
+        inner = self._inner(new)
+        inside = self._project(inner)
 
         def at(projected: float, kept: float) -> dict[str, Tensor]:
             if kept == 1.0:
@@ -210,7 +237,8 @@ class Defence:
             kept = _bisect(lambda share: measured(1.0, share) <= self._limit, good=0.0, bad=1.0)
         for name, moved in at(projected, kept).items():
             new[name].copy_(moved)
-        return replace(record, projected=projected, kept=kept, utility_loss=float(self.probe.utility_loss().mean()))
+        record = self._recorded(record, inner, projected, kept)
+        return replace(record, utility_loss=float(self.probe.utility_loss().mean()))
 
     @property
     def _limit(self) -> float:

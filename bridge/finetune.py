@@ -170,7 +170,8 @@ def main(
     ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Longest of these responses. (default: 32)")] = None,
     measure_every: Annotated[
-        int | None, typer.Option(help="Steps between two measurements of the probe's utility loss. (default: 5)")
+        int | None,
+        typer.Option(help="Steps between two measurements of the probe's utility loss. (default: 5; budget: 1)"),
     ] = None,
     probe_batch_size: Annotated[
         int | None, typer.Option(help="Responses of the probe computed at a time. (default: 4)")

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from bridge.monitor_arguments import check_arguments
 from bridge.monitor_budget import Budget
 from bridge.monitor_files import load_base, put_back, save_base
 from bridge.monitor_logs import LogWriter
@@ -83,8 +84,8 @@ class AlignmentMonitor(TrainerCallback, ExportableState):
             responses: "model" draws them from the model when the training begins; "rows" takes the rows' own.
             rank: d of the sensitive subspaces; None for all directions that the probe has.
             max_utility_loss: the budget, in nats a response; None for none.
-            on_budget: "warn" says when it is passed; "stop" also ends the training there, keeps the last checkpoint
-                within the budget, and puts its weights back into the model.
+            on_budget: "warn" says when it is passed; "stop" also ends the training there, having kept the weights of
+                the last measured step within the budget, and puts these back into the model.
             max_overhead: what `subspaces_every=None` aims at: own seconds for each second of the training.
             batch_size: rows computed at a time; None for all, which is fastest.
             logits_dtype: "float32" or "bfloat16", in which the base's logits are kept; None for that of the model,
@@ -98,7 +99,7 @@ class AlignmentMonitor(TrainerCallback, ExportableState):
             UserError: for a value that makes no sense.
 
         """
-        _check(locals())
+        check_arguments(locals())
         self._settings: dict[str, Any] = {
             "skill": str(skill) if isinstance(skill, Path) else skill if isinstance(skill, str) else list(skill),
             "every": every, "subspaces_every": subspaces_every, "num_probe": num_probe,
@@ -130,7 +131,7 @@ class AlignmentMonitor(TrainerCallback, ExportableState):
 
     @property
     def within_budget(self) -> str | None:
-        """Path of the last checkpoint within the budget (`on_budget="stop"`), or None."""
+        """Folder of the last weights that were within the budget (`on_budget="stop"`), or None."""
         return None if self._budget is None else self._budget.within
 
     # ------------------------------------------------------------------------------------- training
@@ -150,13 +151,15 @@ class AlignmentMonitor(TrainerCallback, ExportableState):
             left = remaining_learning_rate(more.get("lr_scheduler"), state.global_step, state.max_steps)
             self._end = None if left is None else self._accumulated + left
             began = time.monotonic()
-            self._watching.damage()
+            damage = self._watching.damage()
             self._planned.loss_seconds.append(time.monotonic() - began)
+            if saved is not None and self._budget is not None and damage.mean <= self._budget.limit:
+                self._check_budget(damage.mean, args, state, control, model, processing_class)
             if state.is_world_process_zero and str(getattr(args.save_strategy, "value", args.save_strategy)) != "no":
                 self._save_base(args)
         self._writer.stand_before_reporters(self)
-        # A trainer that resumes from a checkpoint made without this monitor has no place for its state.
-        state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        others = [entry for entry in self._entries(state) if entry["args"]["prefix"] != self._prefix]
+        state.stateful_callbacks[type(self).__name__] = others  # a list: the trainer adds to it when it saves
 
     def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Keep theta where the leak of the step will be measured."""
@@ -170,7 +173,9 @@ class AlignmentMonitor(TrainerCallback, ExportableState):
         """The learning rate of the step, before the schedule moves on."""
         self._accumulated += float(optimizer.param_groups[0]["lr"])
 
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+    def on_step_end(
+        self, args: Any, state: Any, control: Any, model: Any = None, processing_class: Any = None, **_: Any
+    ) -> None:
         """Measure, ask the trainer to log, and look at the budget."""
         step = state.global_step
         if not self._planned.measures(step):
@@ -182,38 +187,37 @@ class AlignmentMonitor(TrainerCallback, ExportableState):
         values |= {} if overhead is None else {"overhead": overhead}
         self.history.append({"step": step, "accumulated_learning_rate": self._accumulated} | values)
         self._writer.write(step, {f"{self._prefix}/{name}": value for name, value in values.items()}, control)
-        if self._budget is not None:
-            self._budget.check(values["utility_loss"], args, state, control)
+        with self._clock.stopped(_device_of(self._model_of(model))):
+            self._check_budget(values["utility_loss"], args, state, control, model, processing_class)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Where no place before the reporters was found: at least into the history and onto the screen."""
         self._writer.on_log(args, state, control, logs)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """See that a resumed training will find the base; keep one own checkpoint within the budget."""
-        if not state.is_world_process_zero:
-            return
-        self._save_base(args)
-        if self._budget is not None:
-            self._budget.on_save(args, state)
+        """See that a resumed training will find the base."""
+        state.stateful_callbacks[type(self).__name__] = []  # has been written; the trainer would only add to it
+        if state.is_world_process_zero:
+            self._save_base(args)
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """After a stop for the budget, put back the weights that were within it; let go of the base."""
         if self.stopped_at is not None:
-            self.restore(self._model_of(model))
+            self._restore_or_base(self._model_of(model))
+        state.stateful_callbacks[type(self).__name__] = [*self._entries(state), self.state()]
         self._writer.leave()
         self._watched = None
 
     def restore(self, model: Any) -> None:
-        """Set a model's weights to those of the last checkpoint within the budget; without one, to the base's.
+        """Set a model's weights to the last that were within the budget.
 
-        Happens by itself when a budget ends the training.
+        Happens by itself when a budget ends the training: then, if there are none, to those of the base.
 
         Args:
             model: the trainer's.
 
         Raises:
-            UserError: there is no such checkpoint, and the training is over, so that the base is gone as well.
+            UserError: no such weights are there, and the training is over, so that the base is gone as well.
 
         """
         if self.within_budget is not None:
@@ -221,11 +225,28 @@ class AlignmentMonitor(TrainerCallback, ExportableState):
             _log.warning("the weights within the budget were put back from %s", self.within_budget)
             return
         if self._watched is None:
-            raise UserError("AlignmentMonitor: no checkpoint within the budget was kept: load the model anew")
+            raise UserError("AlignmentMonitor: no weights within the budget were kept: load the model anew")
         with torch.no_grad():
             for name, parameter in self._watched.trained.items():
                 parameter.copy_(self._watched.base[name])
         _log.warning("no measured step was within the budget: the model's weights are those of its start again")
+
+    def _restore_or_base(self, model: Any) -> None:
+        """`restore` where nothing may end in an error, which would cost the user what follows the training."""
+        try:
+            self.restore(model)
+        except (UserError, OSError, RuntimeError, ValueError, KeyError) as error:
+            _log.warning("the weights within the budget cannot be put back: %s", error)
+            if self._budget is not None:
+                self._budget.within = None
+            self.restore(model)
+
+    def _check_budget(
+        self, loss: float, args: Any, state: Any, control: Any, model: Any, processing_class: Any
+    ) -> None:
+        if self._budget is not None and self._budget.check(loss, state.global_step, control):
+            folder, parts = self._folder(args) / "within", (self._model_of(model), processing_class)
+            self._budget.keep(folder, state.global_step, *parts, writes=state.is_world_process_zero)
 
     # ------------------------------------------------------------------------------------ beginning
 
@@ -352,8 +373,7 @@ class AlignmentMonitor(TrainerCallback, ExportableState):
         """This monitor's part of the checkpoint that the trainer resumes from, if any."""
         if state.global_step == 0:
             return None
-        found = state.stateful_callbacks.get(type(self).__name__, [])
-        entries = [e for e in (found if isinstance(found, list) else [found]) if e["args"]["prefix"] == self._prefix]
+        entries = [entry for entry in self._entries(state) if entry["args"]["prefix"] == self._prefix]
         if not entries or not entries[-1]["attributes"]["_saved"]["samples"]:
             return None
         mine = json.loads(json.dumps(self._settings))
@@ -367,6 +387,11 @@ class AlignmentMonitor(TrainerCallback, ExportableState):
         saved: dict[str, Any] = entries[-1]["attributes"]["_saved"]
         return saved
 
+    def _entries(self, state: Any) -> list[dict[str, Any]]:
+        """What the trainer's state holds of monitors."""
+        found = state.stateful_callbacks.get(type(self).__name__, [])
+        return list(found) if isinstance(found, list) else [found]
+
     def _take_over(self, saved: Mapping[str, Any]) -> None:
         self._run, self._samples = saved["run"], [Sample.from_json(line) for line in saved["samples"]]
         self.history = [dict(point) for point in saved["history"]]
@@ -375,8 +400,11 @@ class AlignmentMonitor(TrainerCallback, ExportableState):
         if self._budget is not None and saved["budget"] is not None:
             self._budget.take_over(saved["budget"])
 
+    def _folder(self, args: Any) -> Path:
+        return Path(args.output_dir) / f"{self._prefix}-monitor"
+
     def _base_path(self, args: Any) -> Path:
-        return Path(args.output_dir) / f"{self._prefix}-monitor" / "base.safetensors"
+        return self._folder(args) / "base.safetensors"
 
     def _save_base(self, args: Any) -> None:
         path = self._base_path(args)
@@ -393,29 +421,3 @@ class AlignmentMonitor(TrainerCallback, ExportableState):
 def _device_of(model: Any) -> torch.device:
     device: torch.device = next(model.parameters()).device
     return device
-
-
-def _check(given: Mapping[str, Any]) -> None:
-    """Raise UserError, naming the argument, for values that no monitor can have."""
-    whole = {"num_probe": 1, "max_new_tokens": 1, "seed": 0}
-    whole |= {
-        name: low
-        for name, low in {"every": 1, "subspaces_every": 0, "rank": 1, "batch_size": 1}.items()
-        if given[name] is not None
-    }
-    budget, stops = given["max_utility_loss"], given["on_budget"] == "stop"
-    wanted: list[tuple[bool, str, str]] = [
-        (isinstance(given[name], int) and given[name] >= low, name, f"a whole number from {low}")
-        for name, low in whole.items()
-    ]
-    wanted += [
-        (given["responses"] in ("model", "rows"), "responses", "'model' or 'rows'"),
-        (given["on_budget"] in ("warn", "stop"), "on_budget", "'warn' or 'stop'"),
-        (given["logits_dtype"] in (None, "float32", "bfloat16"), "logits_dtype", "'float32' or 'bfloat16'"),
-        (budget is None or 0 < budget < math.inf, "max_utility_loss", "a positive number of nats"),
-        (budget is not None or not stops, "max_utility_loss", "a budget with on_budget='stop'"),
-        (0 < given["max_overhead"] < math.inf, "max_overhead", "a positive share"),
-    ]
-    for holds, name, expected in wanted:
-        if not holds:
-            raise UserError(f"AlignmentMonitor: {name}: expected {expected}, got {given[name]!r}")

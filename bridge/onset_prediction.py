@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from bridge import curvature, measure
+from bridge.batches import in_sample_order
 from bridge.curvature import Direction
 from bridge.data import Sample
 from bridge.first_order import first_order
@@ -112,16 +113,17 @@ def _remove(this: Run, velocity: Direction, inner: UpdateMap) -> tuple[Direction
     return kept, WithoutOverlap(inner, removal), found
 
 
-def _leak_along(this: Run, velocity: Direction) -> dict[str, float]:
-    """Exact leak of both sets along a velocity: what it was before the overlap was removed."""
+def _leak_along(this: Run, velocity: Direction) -> dict[str, np.ndarray]:
+    """Sums of Var(z') over the tokens of each sample of both sets, before the overlap was removed."""
     tangents = {f"{name}.weight": part for name, part in velocity.items()}
     found = {}
     for name, samples in this.sets.items():
-        path = this.folder.checkpoint(f"leak-{name}.npz")
+        path = this.folder.checkpoint(f"leak-before-{name}.npz")
         if not path.exists():
-            parts = [first_order(this.subject.model, tangents, b)["variance"] for b in this.subject.batches(samples)]
-            write_arrays(path, {"variance": np.concatenate(parts)})
-        found[name] = float(np.sqrt(read_arrays(path)["variance"].mean()))
+            batches = this.subject.batches(samples)
+            parts = [first_order(this.subject.model, tangents, batch) for batch in batches]
+            write_arrays(path, in_sample_order(parts, batches))
+        found[name] = read_arrays(path)["variance"]
     return found
 
 

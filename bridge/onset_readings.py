@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from bridge.onset_result import DEPARTURES
 from bridge.reading import number
 from bridge.report import set_name
 
@@ -12,7 +13,8 @@ from bridge.report import set_name
 def readings(result: Mapping[str, Any]) -> list[str]:
     """Sentences, the most important first."""
     main = result["sets"]["skill"]
-    found = [_kinds(result, main), _bend(main), _agreement(main), _limit(result, main), _floor(result, main)]
+    found = [_kinds(result, main), _bend(main), _acceleration(result), _agreement(main)]
+    found += [_limit(result, main), _floor(result, main)]
     found += [_in_sample(result)] if "probe" in result["sets"] else []
     found += [*_removal(result), _runs(result), *_pilot(result["pilot"])]
     return [line for line in found if line]
@@ -37,18 +39,22 @@ def _lower(text: str) -> str:
 def _kinds(result: Mapping[str, Any], main: Mapping[str, Any]) -> str:
     stretches = main["stretches"]
     if not stretches:
-        return "Every measured loss is near the floor of rounding: no exponent can be read."
+        return "Fewer than two measured losses stand clear of the floor of rounding: no exponent can be read."
     told = [_stretch(s, result["crossover"]) for s in stretches]
     kinds = {s["kind"] for s in stretches}
     name = stretches[0]["kind"]
     lead = f"Along {path_name(result)} the onset "
     if kinds == {"neither"}:
-        return f"{lead}is neither quadratic nor quartic: {'; '.join(told)}."
+        return f"{lead}is neither quadratic nor quartic at every time {_which(main)}: {'; '.join(told)}."
     if len(kinds) == 1:
-        return f"{lead}is {name} at every time measured: {'; '.join(told)}."
+        return f"{lead}is {name} at every time {_which(main)}: {'; '.join(told)}."
     seen = " It is never quartic." if "quartic" not in kinds else ""
     start = f"starts {name}" if name != "neither" else "starts neither quadratic nor quartic"
     return f"{lead}{start}: {'; '.join(told)}.{seen}"
+
+
+def _which(main: Mapping[str, Any]) -> str:
+    return "measured" if all(p["above_floor"] for p in main["points"]) else "that can be read"
 
 
 def _stretch(stretch: Mapping[str, Any], crossover: float) -> str:
@@ -62,12 +68,27 @@ def _stretch(stretch: Mapping[str, Any], crossover: float) -> str:
 
 
 def _bend(main: Mapping[str, Any]) -> str:
-    if main["cross"] < 0:
-        return (
-            "The acceleration opposes the velocity (the part in t³ is negative): the damage first grows more slowly "
-            "than t²."
-        )
-    return "The acceleration goes with the velocity (the part in t³ is positive): the damage grows faster than t²."
+    """What the part in t³ of the steps really taken says: its sign may change with their share of the acceleration."""
+    parts = [(p["t"], p["cross_part"]) for p in main["points"] if p["cross_part"]]
+    if not parts:
+        return ""
+    first = parts[0][1] > 0
+    turned = [t for t, part in parts if (part > 0) != first]
+    found = (
+        f"The predicted part in t³ of these steps is {'positive' if first else 'negative'}: the damage first "
+        f"{'runs ahead of' if first else 'lags behind'} the t² of its leak part"
+    )
+    return found + (f"; its sign changes at t = {number(turned[0])}." if turned else ".")
+
+
+def _acceleration(result: Mapping[str, Any]) -> str:
+    """Of the flow, from v · a at the base."""
+    along = result["acceleration_along_velocity"]
+    if not along:
+        return ""
+    if along < 0:
+        return "At the base the flow's acceleration opposes its velocity (v·a < 0): the path slows down."
+    return "At the base the flow's acceleration goes with its velocity (v·a > 0): the path speeds up."
 
 
 def _agreement(main: Mapping[str, Any]) -> str:
@@ -78,15 +99,21 @@ def _agreement(main: Mapping[str, Any]) -> str:
     ]
     if not said:
         return ""
+    return f"Measured and predicted loss differ by {', '.join(said)}; {_parting(main)}."
+
+
+def _parting(main: Mapping[str, Any]) -> str:
     ten, two = main["validity"]["ten_percent"], main["validity"]["factor_two"]
-    parting = (
-        "they stay within 10 % over the whole range"
-        if ten is None
-        else f"they part by 10 % at t = {number(ten)} ({ten / main['crossover']:.2g} t_c)"
-        + (f" and by a factor of two at t = {number(two)}" if two is not None else "")
-        + ": beyond, the expansion is not valid"
-    )
-    return f"Measured and predicted loss differ by {', '.join(said)}; {parting}."
+    if ten is not None:
+        twice = f" and by a factor of two at t = {number(two)}" if two is not None else ""
+        return (
+            f"they part by 10 % at t = {number(ten)} ({ten / main['crossover']:.2g} t_c){twice}: beyond, the "
+            "expansion is not valid"
+        )
+    read = [p["ratio"] for p in main["points"] if p["ratio"] is not None and p["above_floor"]]
+    if all(1 / DEPARTURES["ten_percent"] <= ratio <= DEPARTURES["ten_percent"] for ratio in read):
+        return f"they stay within 10 % at every time {_which(main)}"
+    return "it is more than 10 % at some of them, but no time is seen from which on it stays so"
 
 
 def _limit(result: Mapping[str, Any], main: Mapping[str, Any]) -> str:
@@ -121,16 +148,31 @@ def _removal(result: Mapping[str, Any]) -> list[str]:
     found = result["removed"]
     if found is None:
         return []
-    before = found["motion_before"]
-    left = {name: part["leak"] / before[name] if before[name] else 0.0 for name, part in result["sets"].items()}
-    return [
+    lines = [
         f"Removing the overlap with {found['rank']} directions of {found['samples']} other samples took "
-        f"{100 * found['share']:.2g} % of the update's square. On those samples the scores' leak falls from "
-        f"{number(found['leak_before'])} to {number(found['leak_after'])}; but the exact leak keeps "
-        f"{100 * left['probe']:.0f} % there, and {100 * left['skill']:.0f} % on the skill's other samples "
-        f"(its square, {100 * left['skill'] ** 2:.0f} %, is left there of the damage in t²): orthogonality in the "
-        f"sample overstates orthogonality."
+        f"{100 * found['share']:.2g} % of the update's square. On those samples the leak by the scores of their "
+        f"tokens falls from {number(found['leak_before'])} to {number(found['leak_after'])}."
     ]
+    there, others = found["left"]["probe"], found["left"]["skill"]
+    if there["share"] is None or others["share"] is None:
+        return lines
+    lines.append(
+        f"Of the exact leak, over the whole vocabulary, {_left(there)} is left on those samples and {_left(others)} "
+        f"on the skill's other samples (its square, {100 * others['share'] ** 2:.0f} %, is left there of the damage "
+        f"in t²)."
+    )
+    if found["difference"] is not None and found["difference"][0] > 0:
+        lines.append(
+            "So what is left on the samples that the directions are of understates what is left on others (the "
+            "difference's 95 % interval lies above 0): orthogonality in the sample overstates orthogonality."
+        )
+    return lines
+
+
+def _left(share: Mapping[str, Any]) -> str:
+    interval = share["interval"]
+    ends = "" if interval is None else f" (95 % interval: {100 * interval[0]:.0f} to {100 * interval[1]:.0f} %)"
+    return f"{100 * share['share']:.0f} %{ends}"
 
 
 def _runs(result: Mapping[str, Any]) -> str:
@@ -139,7 +181,7 @@ def _runs(result: Mapping[str, Any]) -> str:
         + (f" ({run['place']})" if run["place"] else "")
         for run in result["realistic"]
     ]
-    return f"Of usual runs, in the time of this path, {'; '.join(told)}."
+    return f"Of usual runs at a constant rate, in the time of this path, {'; '.join(told)}."
 
 
 def _pilot(pilot: Mapping[str, Any] | None) -> list[str]:
@@ -147,6 +189,9 @@ def _pilot(pilot: Mapping[str, Any] | None) -> list[str]:
         return []
     found = pilot["forecasts"]
     lead = f"{pilot['pilot_steps']} of {pilot['steps']} steps of the real optimiser ({pilot['optimizer']}) forecast"
+    if not found:
+        text = f"{lead} nothing: their learning rates are 0 (warm-up)."
+        return [text] if pilot["happened"] is None else [f"{text} The full run did {number(pilot['happened'])}."]
     if "drifting power law" in found:
         law = found["drifting power law"]
         text = (
@@ -196,7 +241,7 @@ def rows(part: Mapping[str, Any]) -> list[list[str]]:
             number(p["leak_part"]),
             number(p["cross_part"]),
             number(p["quartic_part"]),
-            "–" if p["ratio"] is None else f"{p['ratio']:.4f}",
+            f"{p['ratio']:.4f}" if p["ratio"] is not None and p["above_floor"] else "–",
             "–" if p["exponent"] is None else f"{p['exponent']:.2f}",
             "–" if p["predicted_exponent"] is None else f"{p['predicted_exponent']:.2f}",
             f"{p['finetuning_loss']:.4f}",

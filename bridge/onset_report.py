@@ -13,8 +13,9 @@ from bridge.onset_readings import HEADINGS, rows, title
 from bridge.pages import render_page
 from bridge.reading import number
 from commands.store import write_atomically
+from theory.local_slopes import READ_WITHIN
 
-_FLOOR_NOTE = "‡ less than ten times what rounding the weights makes: not read"
+_FLOOR_NOTE = f"‡ rounding the weights may change it by more than {100 * READ_WITHIN:g} %: not read"
 
 
 def print_table(result: Mapping[str, Any]) -> None:
@@ -133,7 +134,7 @@ def pilot_picture(pilot: Mapping[str, Any]) -> bytes:
     """pilot.png: utility loss along the real optimiser's steps, the forecasts, and what happened."""
     figure, axis = new_figure(1, 1, (8.0, 5.0))
     for of_pilot, style, label in ((True, "o", "pilot steps"), (False, "s", "full run")):
-        shown = [p for p in pilot["points"] if p["pilot"] == of_pilot]
+        shown = [p for p in pilot["points"] if p["pilot"] == of_pilot and p["accumulated"] > 0]
         if shown:
             axis.loglog([p["accumulated"] for p in shown], [p["utility_loss"] for p in shown], style, color=DARK,
                         mfc="white" if of_pilot else DARK, label=label)  # fmt: skip
@@ -147,5 +148,8 @@ def pilot_picture(pilot: Mapping[str, Any]) -> bytes:
             spread = [[found["value"] - found["low"]], [min(found["high"], 1e3 * found["value"]) - found["value"]]]
             axis.errorbar([ends[1]], [found["value"]], spread, color=MID, capsize=4)
     axis.set(xlabel="accumulated learning rate", ylabel="utility loss  (nats of KL per response)")
-    axis.legend(frameon=False, fontsize=8)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(frameon=False, fontsize=8)
+    else:
+        axis.text(0.5, 0.5, "no step of a learning rate above 0", ha="center", va="center", transform=axis.transAxes)
     return png_of(figure)

@@ -8,26 +8,24 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from bridge.lanczos import Leading
 from bridge.output_space import TokenMoments
-from bridge.pilot import PilotPoint
+from bridge.pilot import PilotPoint, accumulated_rate
 from bridge.step_moments import StepMoments
 from bridge.training import Plan, TrainingLog
 from commands.store import SCHEMA_VERSION
 from theory import onset
 from theory.damage_forecast import forecast_end
 from theory.descent import Schedule
-from theory.local_slopes import first_departure, stretches
+from theory.local_slopes import first_departure, readable, readable_exponents, stretches
 from theory.pilot_forecast import LEVEL, Forecast, forecasts
 from theory.resampling import bootstrap_weights, percentile_interval
 
 if TYPE_CHECKING:
     from bridge.onset import Settings
 
-FLOOR_SHARE = 0.1
-"""Of a measured loss at most, that rounding may be, for its ratio and exponent to be read."""
 DRIFTING = "drifting power law"
 DEPARTURES = {"ten_percent": 1.1, "factor_two": 2.0}
 
@@ -56,7 +54,8 @@ class Removed:
 
     rank: d, the directions removed; samples: those that they are of; condition: largest over smallest of their
     eigenvalues; share: of the velocity's square that was taken; leak_before, leak_after: root mean square of s_i . v
-    over the same samples; motion_before: by set, the exact leak of the velocity as it was.
+    over the same samples; motion_before: by set, the square of the exact leak of the velocity as it was, sample by
+    sample (its mean is the set's).
     """
 
     rank: int
@@ -65,12 +64,12 @@ class Removed:
     share: float
     leak_before: float
     leak_after: float
-    motion_before: dict[str, float]
+    motion_before: dict[str, Float[np.ndarray, " N"]]
 
 
 @dataclass(frozen=True)
 class Everything:
-    """All that a run has measured; arrays by set of samples."""
+    """All that a run has measured; arrays by set of samples. `along_velocity` is v . a of the flow."""
 
     schedule: Schedule
     motion: Mapping[str, TokenMoments]
@@ -80,6 +79,7 @@ class Everything:
     leading: Leading | None
     removed: Removed | None
     finetuning_loss: float
+    along_velocity: float
     groups: Mapping[str, Int[np.ndarray, " N"]]
 
 
@@ -94,7 +94,6 @@ def assemble(all_of: Everything, settings: Settings, dtype: str) -> dict[str, An
     """The content of onset.json but for the pilot and the sentences."""
     sets = {name: _of_set(all_of, name, settings) for name in all_of.motion}
     main = sets["skill"]
-    removed = None if all_of.removed is None else asdict(all_of.removed)
     return {
         "schema_version": SCHEMA_VERSION,
         "model": settings.model,
@@ -108,7 +107,8 @@ def assemble(all_of: Everything, settings: Settings, dtype: str) -> dict[str, An
         "crossover": main["crossover"],
         "sets": sets,
         "curvature": _curvature(all_of.leading),
-        "removed": removed,
+        "acceleration_along_velocity": all_of.along_velocity,
+        "removed": None if all_of.removed is None else _removed_of(all_of, all_of.removed, settings),
         "realistic": [_realistic(rate, steps, main) for rate, steps in settings.realistic],
     }
 
@@ -132,6 +132,52 @@ def _realistic(rate: float, steps: int, main: Mapping[str, Any]) -> dict[str, An
     }
 
 
+def _removed_of(all_of: Everything, removed: Removed, settings: Settings) -> dict[str, Any]:
+    after = {name: moments.leak_variance for name, moments in all_of.motion.items()}
+    return removed_part(removed, after, all_of.groups, settings.bootstrap, settings.seed)
+
+
+def removed_part(
+    removed: Removed,
+    after: Mapping[str, Float[np.ndarray, " N"]],
+    groups: Mapping[str, Int[np.ndarray, " N"]],
+    resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """The part "removed" of onset.json.
+
+    "left": by set of samples, which share of its exact leak is left (`after`: the square of what is, of each sample),
+    with its interval; "difference": the interval of the skill's share less the probe's.
+    """
+    left, drawn = {}, {}
+    for stream, (name, variance) in enumerate(after.items()):
+        before = removed.motion_before[name]
+        weights = np.full(len(variance), 1 / len(variance))
+        # the sets have their own samples, and the seed's draws of one may not go together with those of the other
+        draws = bootstrap_weights(weights, resamples, seed + stream, groups[name])
+        drawn[name] = np.sqrt(_safe(draws @ variance, draws @ before))
+        share = np.sqrt(_safe(variance.mean(keepdims=True), before.mean(keepdims=True)))
+        left[name] = {"share": _or_none(float(share[0])), "interval": _interval(drawn[name])}
+    found = asdict(removed)
+    found["motion_before"] = {name: float(np.sqrt(v.mean())) for name, v in removed.motion_before.items()}
+    return found | {"left": left, "difference": _interval(drawn["skill"] - drawn["probe"])}
+
+
+def _departures(
+    times: Float[np.ndarray, " G"],
+    measured: Float[np.ndarray, " G"],
+    predicted: Float[np.ndarray, " G"],
+    read: Bool[np.ndarray, " G"],
+) -> dict[str, float | None]:
+    """When the two part for good, by factor, after the last time that cannot be read."""
+    unread = np.flatnonzero(~read)
+    after = slice(int(unread[-1]) + 1 if len(unread) else 0, None)
+    return {
+        key: first_departure(times[after], measured[after], predicted[after], factor) if len(times[after]) else None
+        for key, factor in DEPARTURES.items()
+    }
+
+
 def _of_set(all_of: Everything, name: str, settings: Settings) -> dict[str, Any]:
     moments, curve = all_of.motion[name], all_of.predicted[name]
     times, losses = all_of.schedule.times, all_of.measured.losses[name]
@@ -140,8 +186,8 @@ def _of_set(all_of: Everything, name: str, settings: Settings) -> dict[str, Any]
     draws = bootstrap_weights(weights, settings.bootstrap, settings.seed, all_of.groups[name])
     crossover = onset.crossover(moments.leak(), moments.quartic())
     measured, predicted = losses.mean(0), curve.steps.loss.mean(0)
-    slopes = {key: onset.local_slope(times, values) for key, values in (("", measured), ("predicted_", predicted))}
-    read = measured * FLOOR_SHARE >= floor
+    read = readable(measured, floor)
+    slopes = readable_exponents(times, measured, read), readable_exponents(times, predicted, read)
     points = [
         {
             **_measured_at(all_of, k),
@@ -151,8 +197,8 @@ def _of_set(all_of: Everything, name: str, settings: Settings) -> dict[str, Any]
             "predicted": float(predicted[k]),
             "ratio": _ratio(measured[k], predicted[k]),
             "ratio_interval": _interval(_safe(draws @ losses[:, k], draws @ curve.steps.loss[:, k])),
-            "exponent": _or_none(slopes[""][k]),
-            "predicted_exponent": _or_none(slopes["predicted_"][k]),
+            "exponent": _or_none(slopes[0][k]),
+            "predicted_exponent": _or_none(slopes[1][k]),
             "above_floor": bool(read[k]),
         }
         for k in range(len(times))
@@ -172,11 +218,8 @@ def _of_set(all_of: Everything, name: str, settings: Settings) -> dict[str, Any]
             {"t": float(t), "utility_loss": float(u)}
             for t, u in zip(curve.fine_times, curve.fine_loss.mean(0), strict=True)
         ],
-        "stretches": [asdict(s) for s in stretches(times, np.where(read, slopes[""], np.nan))],
-        "validity": {
-            key: first_departure(times[read], measured[read], predicted[read], factor) if read.any() else None
-            for key, factor in DEPARTURES.items()
-        },
+        "stretches": [asdict(s) for s in stretches(times, slopes[0])],
+        "validity": _departures(times, measured, predicted, read),
     }
 
 
@@ -228,6 +271,9 @@ def pilot_result(
 ) -> dict[str, Any]:
     """The part "pilot" of onset.json: points, forecasts, and what happened where the full run was made.
 
+    Steps of learning rate 0, of which a warm-up's first is one, move nothing: forecasts rest on the others, and there
+    are none where no other was made.
+
     Args:
         points: what was measured.
         log: of the training, up to the last point.
@@ -247,13 +293,8 @@ def pilot_result(
         }
         for p in points
     ]
-    first = [row for row in rows if row["pilot"]]
     target = accumulated_rate(log, plan, total)
-    seen = np.array([row["accumulated"] for row in first]), np.array([row["utility_loss"] for row in first])
-    found = forecasts(*seen, target)
-    if drifting := forecast_end(*seen, target, level=LEVEL):
-        each = (drifting.value, drifting.low, drifting.high, drifting.exponent, drifting.num_points)
-        found = {DRIFTING: Forecast(DRIFTING, *each)} | found
+    found = _forecasts([row for row in rows if row["pilot"]], target)
     happened = rows[-1]["utility_loss"] if rows[-1]["step"] == total else None
     listed = {
         name: asdict(forecast) | {"ratio": forecast.value / happened if happened else None}
@@ -273,19 +314,15 @@ def pilot_result(
     }
 
 
-def accumulated_rate(log: TrainingLog, plan: Plan, total: int) -> float:
-    """Sum of the learning rates of the full run's steps, by transformers' own schedule."""
-    if log.steps >= total:
-        return math.fsum(log.learning_rates[:total])
-    import torch
-    from transformers import get_scheduler
-
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=plan.learning_rate)
-    warmup = math.ceil(plan.warmup * total) if plan.warmup < 1 else int(plan.warmup)
-    schedule = get_scheduler(plan.scheduler, optimizer, num_warmup_steps=warmup, num_training_steps=total)
-    rates = []
-    for _ in range(total):
-        rates.append(float(schedule.get_last_lr()[0]))
-        optimizer.step()
-        schedule.step()
-    return math.fsum(rates)
+def _forecasts(pilot: Sequence[Mapping[str, Any]], target: float) -> dict[str, Forecast]:
+    """From the pilot's points that moved on from the one before."""
+    times = np.array([row["accumulated"] for row in pilot])
+    moved = np.diff(times, prepend=0.0) > 0
+    if not moved.any():
+        return {}
+    seen = times[moved], np.array([row["utility_loss"] for row in pilot])[moved]
+    found = forecasts(*seen, target)
+    if drifting := forecast_end(*seen, target, level=LEVEL):
+        each = (drifting.value, drifting.low, drifting.high, drifting.exponent, drifting.num_points)
+        found = {DRIFTING: Forecast(DRIFTING, *each)} | found
+    return found

@@ -160,6 +160,7 @@ def _measure(this: Run) -> None:
     floor = _floor(this)
     folder.note_progress()
     removed, loss, update_map = direction.removed, direction.update.loss, direction.map
+    along = sum(direction.update.inner(name, "velocity", "acceleration") for name in direction.update.velocity)
     del direction  # two vectors of the size of the weights
     measured = _walk(this, update_map, schedule)
     folder.note_progress()
@@ -173,6 +174,7 @@ def _measure(this: Run) -> None:
             leading=leading,
             removed=removed,
             finetuning_loss=loss,
+            along_velocity=float(along),
             groups={name: _groups(part) for name, part in this.sets.items()},
         ),
         settings,

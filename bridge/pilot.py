@@ -7,6 +7,7 @@ the beginning of the full run to the last bit, and the full run continues it.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -117,6 +118,23 @@ def run_pilot(
         )
         for step in wanted
     ], log
+
+
+def accumulated_rate(log: TrainingLog, plan: Plan, total: int) -> float:
+    """Sum of the learning rates of the full run's steps, by transformers' own schedule."""
+    if log.steps >= total:
+        return math.fsum(log.learning_rates[:total])
+    from transformers import get_scheduler
+
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=plan.learning_rate)
+    warmup = math.ceil(plan.warmup * total) if plan.warmup < 1 else int(plan.warmup)
+    schedule = get_scheduler(plan.scheduler, optimizer, num_warmup_steps=warmup, num_training_steps=total)
+    rates = []
+    for _ in range(total):
+        rates.append(float(schedule.get_last_lr()[0]))
+        optimizer.step()
+        schedule.step()
+    return math.fsum(rates)
 
 
 class _Watch:

@@ -20,13 +20,15 @@ from commands.store import write_atomically
 class Stages:
     """Runs the steps of one row and keeps the reasons of those that fail, by step.
 
-    folder: of the row, which error logs are written to; common: options that every command gets.
+    folder: of the row, which error logs are written to; common: options that every command gets; refused: whether one
+    of the steps found options, data or a model that cannot be used.
     """
 
     folder: Path
     common: dict[str, Any]
     progress: Progress
     failures: dict[str, str] = field(default_factory=dict)
+    refused: bool = False
 
     def command(self, command: str, out: Path, **options: Any) -> Path | None:
         """Run a command of this package into a folder, its closing table not shown; None if it failed."""
@@ -45,6 +47,7 @@ class Stages:
         try:
             action()
         except UserError as error:
+            self.refused = True
             self.failed(name, " ".join(str(error).split()))
         except Exception as error:  # of any library below: one row's failure must not take the experiment with it
             log.parent.mkdir(parents=True, exist_ok=True)

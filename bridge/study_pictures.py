@@ -10,7 +10,7 @@ import numpy as np
 
 from bridge.drawing import DARK, MID, new_figure, png_of
 from bridge.study_predictors import WHEN
-from bridge.study_result import EVERY, OUTCOMES, has
+from bridge.study_result import OUTCOMES, POOLED, WITHIN, has, is_measured
 
 Found = Mapping[str, Any]
 _LOOKS = {"full": (DARK, "o", "full"), "lora": (MID, "^", "LoRA")}
@@ -30,7 +30,7 @@ def scatter(found: Found, outcome: str) -> bytes | None:
     if not shown:
         return None
     lines = math.ceil(len(shown) / _COLUMNS)
-    figure, drawn = new_figure(lines, _COLUMNS, (3.1 * _COLUMNS, 0.6 + 2.7 * lines))
+    figure, drawn = new_figure(lines, _COLUMNS, (3.1 * _COLUMNS, 0.6 + 2.85 * lines))
     axes = np.array(drawn, dtype=object).reshape(lines, _COLUMNS)
     for k, axis in enumerate(axes.flat):
         if k < len(shown):
@@ -55,9 +55,11 @@ def _panel(axis: Any, found: Found, predictor: Mapping[str, Any], outcome: str) 
         axis.plot(x, y, marker, color=color, ms=4, mfc="none" if method == "lora" else color, label=label)
     _scale(axis, "x", [row["predictors"][key] for row in rows])
     _scale(axis, "y", [row["outcomes"][outcome]["value"] for row in rows])
-    measured = found["correlations"][outcome][EVERY].get(key)
-    rho = "" if measured is None or measured["spearman"] is None else f"  ρ = {measured['spearman']:+.2f}"
-    axis.set_title(f"{predictor['name']}{rho}", fontsize=8)
+    groups = found["correlations"][outcome]
+    measured = groups[WITHIN].get(key)
+    rho = "" if measured is None or measured["spearman"] is None else f"ρ = {measured['spearman']:+.2f}"
+    within = " within methods" if rho and POOLED in groups else ""
+    axis.set_title(f"{predictor['name']}\n{rho}{within}", fontsize=8)
     trivial = ", trivial" if predictor["trivial"] else ""
     axis.set_xlabel(f"{WHEN[predictor['stage']]}{trivial}", fontsize=7)
     axis.tick_params(labelsize=7)
@@ -72,4 +74,4 @@ def _scale(axis: Any, which: str, values: Sequence[float]) -> None:
 
 
 def _points(found: Found, outcome: str) -> bool:
-    return any(outcome in row["outcomes"] for row in found["rows"])
+    return any(is_measured(row, outcome) for row in found["rows"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -47,7 +47,7 @@ PREDICTORS = (
               "√(vᵀFv) over the rate at which the set's own loss falls"),
     Predictor("gamma_star", "γ*", "before", False, "root mean square of l'' along the path"),
     Predictor("predicted_loss", "predicted utility loss", "before", False,
-              "by derivatives at the base, at this learning rate × steps"),
+              "by derivatives at the base, at this learning rate × steps, where all weights are trained"),
     Predictor("pilot_norm", "norm at the pilot", "pilot", True, "of the change of what is trained (LoRA: its factors)"),
     Predictor("pilot_loss", "utility loss at the pilot", "pilot", False, "measured after the last pilot step"),
     Predictor("forecast", "forecast from the pilot", "pilot", False, "of the utility loss at the end"),
@@ -87,11 +87,12 @@ def of_training(folder: Path) -> Values:
     }
 
 
-def of_estimate(folder: Path, horizon: float) -> Values:
+def of_estimate(folder: Path, horizon: float | None) -> Values:
     """What a run of `bridge.estimate_aic` on the very rows gives.
 
     The loss is predicted at the time `horizon`, the sum of the learning rates: between two times of the run's curve as
-    the power law that joins them, beyond all of them not at all.
+    the power law that joins them, beyond all of them not at all. Without a horizon nothing is predicted: the curve is
+    of all weights, and a LoRA fine-tune moves along another path.
     """
     found = read_result(folder / "aic.json")
     whole = found["whole_model"]
@@ -102,7 +103,7 @@ def of_estimate(folder: Path, horizon: float) -> Values:
         "leak": whole["leak_exact"],
         "leak_per_norm": whole["leak_exact"] / speed if speed else None,
         "gamma_star": whole["onset_exact"],
-        "predicted_loss": _on_curve(whole["predicted_loss_exact"], horizon),
+        "predicted_loss": None if horizon is None else _on_curve(whole, horizon),
     }
 
 
@@ -115,13 +116,13 @@ def of_risk(folder: Path) -> Values:
 
 
 def of_pilot(folder: Path) -> Values:
-    """What the pilot gives: the forecast is the drifting power law's, or where there is none the last point's."""
+    """What the pilot gives: the forecast is the drifting power law's, where three of its points can be used."""
     found = read_result(folder / "pilot.json")
     last, forecasts = found["points"][-1], found["forecasts"]
     return {
         "pilot_norm": last["displacement"],
         "pilot_loss": last["utility_loss"],
-        "forecast": finite(forecasts.get(DRIFTING, forecasts["last"])["value"]),
+        "forecast": finite(forecasts[DRIFTING]["value"]) if DRIFTING in forecasts else None,
     }
 
 
@@ -168,12 +169,14 @@ def finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _on_curve(curve: Sequence[Mapping[str, float | None]], t: float) -> float | None:
-    """The curve at t, linear in logarithms between its points; None outside them."""
+def _on_curve(whole: Mapping[str, Any], t: float) -> float | None:
+    """The predicted loss at t, linear in logarithms between the times laid around the crossover; None outside them."""
+    curve = [point for point in whole["predicted_loss_exact"] if point["t"] != whole["horizon"]]  # the estimate's own
     known = [(math.log(p["t"]), math.log(p["utility_loss"])) for p in curve if p["t"] and p["utility_loss"]]
-    if not known or t <= 0 or not known[0][0] <= math.log(t) <= known[-1][0]:
+    times, losses = [at for at, _ in known], [loss for _, loss in known]
+    if not known or t <= 0 or not times[0] <= math.log(t) <= times[-1]:
         return None
-    return math.exp(float(np.interp(math.log(t), *zip(*known, strict=True))))
+    return math.exp(float(np.interp(math.log(t), times, losses)))
 
 
 def _rate(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from typing import Any
 from bridge.pages import render_page
 from bridge.reading import number
 from bridge.study_pictures import pictures
-from bridge.study_predictors import BY_KEY, WHEN
-from bridge.study_readings import interval, notes, readings
-from bridge.study_result import EVERY, OUTCOMES
+from bridge.study_predictors import BY_KEY, WHEN, Predictor
+from bridge.study_readings import NAMES, interval, notes, readings
+from bridge.study_result import OUTCOMES, POOLED, WITHIN
 from bridge.table1_report import markdown_line, plain
 from commands.store import write_atomically
 
@@ -33,37 +33,41 @@ class Table:
 
 
 def tables(found: Found) -> list[Table]:
-    """The correlations of each outcome, over all fine-tunes and by method, and the fine-tunes themselves."""
+    """The correlations of each outcome, within methods and by each, the fine-tunes themselves, and what is pooled."""
     parts = [
-        _correlations(found, outcome, group)
+        (group, _correlations(found, outcome, group))
         for outcome, groups in found["correlations"].items()
         for group, measured in groups.items()
         if measured
     ]
-    return [*parts, _finetunes(found)]
+    pooled = [table for group, table in parts if group == POOLED]
+    return [*(table for group, table in parts if group != POOLED), _finetunes(found), *pooled]
 
 
 def _correlations(found: Found, outcome: str, group: str) -> Table:
-    measured = found["correlations"][outcome][group]
-    where = "all fine-tunes" if group == EVERY else f"{group} fine-tunes"
+    measured, several = found["correlations"][outcome][group], POOLED in found["correlations"][outcome]
+    total = sum(group in (WITHIN, POOLED, row["method"]) for row in found["rows"])
+    where = f"{NAMES.get(group, group)} fine-tunes alone"
+    if group == WITHIN:
+        where = "within methods" if several else "all fine-tunes"
+    elif group == POOLED:
+        where = "pooled over the methods: what only tells them apart counts too"
     rows = []
     for key, entry in measured.items():
-        each, rival = BY_KEY[key], entry["best_trivial"]
-        gap = "trivial" if each.trivial else "–"
-        if rival is not None and rival["difference"] is not None:
-            gap = f"{rival['difference']:+.2f}{interval(rival['interval'])} over {BY_KEY[rival['predictor']].name}"
-        rows.append(
-            [
-                each.name,
-                WHEN[each.stage],
-                _shown(entry["spearman"], entry["spearman_interval"]),
-                _shown(entry["kendall"], entry["kendall_interval"]),
-                str(entry["count"]),
-                gap,
-            ]
-        )
-    headings = ["predictor", "known", "ρ", "τ", "fine-tunes", "ρ over the best trivial one"]
+        each = BY_KEY[key]
+        shown = [_shown(entry[name], entry[f"{name}_interval"]) for name in ("spearman", "kendall")]
+        cells = [each.name, WHEN[each.stage], *shown, f"{entry['count']} of {total}"]
+        rows.append([*cells, *([] if group == POOLED else [_over_trivial(each, entry)])])
+    headings = ["predictor", "known", "ρ", "τ", "fine-tunes"]
+    headings += [] if group == POOLED else ["ρ over the best trivial one"]
     return Table(f"{OUTCOMES[outcome].capitalize()}: rank correlations, {where}", headings, rows, 2)
+
+
+def _over_trivial(each: Predictor, entry: Mapping[str, Any]) -> str:
+    rival = entry["best_trivial"]
+    if rival is None or rival["difference"] is None:
+        return "trivial" if each.trivial else "–"
+    return f"{rival['difference']:+.2f}{interval(rival['interval'])} over {BY_KEY[rival['predictor']].name}"
 
 
 def _shown(value: float | None, ends: Sequence[float] | None) -> str:

@@ -197,11 +197,12 @@ def _before(this: _Study, each: _Row, training: Mapping[str, Any], stages: Stage
     common = {**settings.skill_options(), "optimizer": kind_of_optimizer(plan["optimizer"]),
               "adam_batch_size": plan["batch_size"]}  # fmt: skip
     path = {**common, "num_finetune": training["rows"], "rank": settings.overlap_options().get("rank")}
+    horizon = math.fsum(training["learning_rates"]) if each.method == "full" else None
     place = this.folder.path / "before"
     found: study_predictors.Values = {}
     out = place / f"estimate-{short_hash([rows.name, path])}"
     if stages.command("estimate_aic", out, finetune=str(rows), **path) is not None:
-        found |= study_predictors.of_estimate(out, math.fsum(training["learning_rates"]))
+        found |= study_predictors.of_estimate(out, horizon)
     if settings.risk:
         out = place / f"risk-{short_hash([rows.name, common])}"
         if stages.command("risk", out, candidates=[f"rows={rows}"], num_rows=0, **common) is not None:

@@ -47,8 +47,9 @@ class StudySettings:
 
     `seeds` are those of the fine-tunes, `seed` that of what is measured. `skill` are the options that say on what the
     damage and the predictions are measured, `overlap` the further ones of `bridge.overlap`. `pilot_steps` 0 is no
-    pilot; `risk` says whether `bridge.risk` is run on every set. `left_out` are sets in local files, where the folder
-    of these files was not given. `resamples` are those of the correlations' intervals.
+    pilot, and fewer than a forecast needs are refused; `risk` says whether `bridge.risk` is run on every set.
+    `left_out` are sets in local files, where the folder of these files was not given. `resamples` are those of the
+    correlations' intervals.
     """
 
     title: str
@@ -211,17 +212,30 @@ def _check(settings: StudySettings) -> None:
         for method in settings.methods:
             tuned = settings.finetune_settings(method, each, settings.seeds[0])
             kind_of_optimizer(tuned.plan.optimizer)
-            steps = tuned.plan.steps(tuned.rows) if tuned.rows or tuned.plan.max_steps else None
-            if steps is not None and settings.pilot_steps >= steps:
-                raise UserError(
-                    f"pilot_steps: expected fewer than {steps}, the steps of {method} on {each.name}, "
-                    f"got {settings.pilot_steps}"
-                )
+            if settings.pilot_steps:
+                _check_pilot(settings.pilot_steps, tuned, f"{method} on {each.name}")
     given = with_defaults("overlap", settings.common() | settings.overlap_options()) | {"delta": {"change": "a row's"}}
     check_set(given["skill"])
     if given["refusals"] is not None:
         check_set(given["refusals"])
     overlap.Settings(**{each.name: given[each.name] for each in fields(overlap.Settings)}).check()
+
+
+def _check_pilot(pilot: int, tuned: FinetuneSettings, which: str) -> None:
+    """Raise UserError unless a pilot gives a forecast its points, and the fine-tune goes on after it.
+
+    With a warm-up the first step's learning rate is 0, and nothing has moved after it. A constant schedule has none.
+    """
+    from theory.damage_forecast import LEAST_POINTS  # SciPy takes a while to import: --help should not wait for it
+
+    plan = tuned.plan
+    idle = int(plan.warmup > 0 and plan.scheduler != "constant")
+    if pilot < LEAST_POINTS + idle:
+        why = f"{LEAST_POINTS} points for the forecast{f', and the warm-up of {which}' if idle else ''}"
+        raise UserError(f"pilot_steps: expected 0 (no pilot) or at least {LEAST_POINTS + idle} ({why}), got {pilot}")
+    steps = plan.steps(tuned.rows) if tuned.rows or plan.max_steps else None
+    if steps is not None and pilot >= steps:
+        raise UserError(f"pilot_steps: expected fewer than {steps}, the steps of {which}, got {pilot}")
 
 
 def kind_of_optimizer(name: str) -> str:

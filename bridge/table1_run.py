@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-import traceback
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bridge import table1_measures as measures
 from bridge import table1_report
-from bridge.loading import free_memory
-from bridge.settings_file import command_main, run_quietly
 from bridge.skill import run_name
+from bridge.stages import Stages
 from bridge.table1_contents import Contents, TableContents, differences
 from bridge.table1_settings import TableSet, TableSettings
 from commands.errors import UserError
@@ -25,54 +23,6 @@ COMMAND = "bridge.table1"
 ROW = "row.json"
 _WEIGHTS = ("model", "adapter", "delta.safetensors")
 _CHANGE = "change"
-
-
-@dataclass
-class _Stages:
-    """The commands of one row, run one after the other; what fails is kept with its reason.
-
-    `refused` says that one of them found options, data or a model that cannot be used.
-    """
-
-    folder: Path
-    settings: TableSettings
-    progress: Progress
-    failures: dict[str, str] = field(default_factory=dict)
-    refused: bool = False
-
-    def run(self, command: str, **options: Any) -> Path | None:
-        """Run one command into a folder of its name; returns the folder, or None if it failed.
-
-        Its closing table is not shown. Whatever goes wrong is the row's, so that the others go on; the traceback of
-        what is no error of the user's input is kept beside the row.
-        """
-        out = self.folder / command
-        self.progress.say(f"--- {self.folder.name}: {command}")
-        log = self.folder / f"{command}-error.txt"
-        log.unlink(missing_ok=True)
-        if self.settings.device is not None:
-            options["device"] = self.settings.device
-        try:
-            run_quietly(command_main(command), {"seed": self.settings.seed, "out": out, **options})
-        except UserError as error:
-            self.refused = True
-            self._failed(command, " ".join(str(error).split()))
-        except Exception as error:  # of any library below: one row's failure must not take the table with it
-            write_atomically(log, traceback.format_exc().encode())
-            first = next(iter(str(error).splitlines()), "")
-            self._failed(command, f"{': '.join(filter(None, (type(error).__name__, first)))}; see {log.name}")
-        finally:
-            free_memory()
-        return None if command in self.failures else out
-
-    def check(self, contents: Contents) -> None:
-        """Where every command went well, all of them must have read what the table was started on."""
-        if not self.failures and (changed := differences(self.folder, contents)):
-            self._failed("contents", f"changed while the table was filled ({'; '.join(changed[:4])})")
-
-    def _failed(self, command: str, reason: str) -> None:
-        self.failures[command] = reason
-        self.progress.say(f"failed: {reason}")
 
 
 def run(settings: TableSettings, name: str, out: Path | None = None, quiet: bool = False) -> bool:
@@ -151,10 +101,10 @@ def _fill(settings: TableSettings, contents: TableContents, folder: RunFolder, p
     before: dict[str, dict[str, Any]] = {}
     for k, (model, method, each, path) in enumerate(wanted):
         if model not in before:
-            stages = _Stages(_before_place(model, folder.path), settings, progress)
-            before[model] = _before(model, stages, contents.of_measures(model))
-        stages = _Stages(path, settings, progress)
-        rows[k] = _row(rows[k], before[model], each, stages, contents.of_row(model, method, each))
+            stages = Stages(_before_place(model, folder.path), _common(settings), progress)
+            before[model] = _before(model, settings, stages, contents.of_measures(model))
+        stages = Stages(path, _common(settings), progress)
+        rows[k] = _row(rows[k], before[model], each, settings, stages, contents.of_row(model, method, each))
         _write(settings, rows, folder.path)
         folder.note_progress()
 
@@ -170,46 +120,66 @@ def _pending(model: str, method: str, each: TableSet) -> dict[str, Any]:
             "failures": {}, "before": {}, "after": {}, "change": {}, "training": {}}  # fmt: skip
 
 
-def _before(model: str, stages: _Stages, contents: Contents) -> dict[str, Any]:
+def _common(settings: TableSettings) -> dict[str, Any]:
+    """Options that every command gets."""
+    return {"seed": settings.seed} | ({} if settings.device is None else {"device": settings.device})
+
+
+def _run(stages: Stages, command: str, **options: Any) -> Path | None:
+    """Run one command into a folder of its name beside the row; returns the folder, or None if it failed."""
+    return stages.command(command, stages.folder / command, **options)
+
+
+def _check(stages: Stages, contents: Contents) -> None:
+    """Where every command went well, all of them must have read what the table was started on."""
+    if not stages.failures and (changed := differences(stages.folder, contents)):
+        stages.failed("contents", f"changed while the table was filled ({'; '.join(changed[:4])})")
+
+
+def _before(model: str, settings: TableSettings, stages: Stages, contents: Contents) -> dict[str, Any]:
     """Measures of the model before any fine-tuning, what of them failed, and whether its rows can be filled at all."""
     if (stages.folder / ROW).exists():
         return read_result(stages.folder / ROW)
-    found = {"before": _evaluate(stages, model, None), "failures": stages.failures}
-    stages.check(contents)
+    found = {"before": _evaluate(settings, stages, model, None), "failures": stages.failures}
+    _check(stages, contents)
     if not stages.failures:
         write_json(stages.folder / ROW, found)
     return found | {"refused": stages.refused}
 
 
-def _evaluate(stages: _Stages, model: str, delta: Path | None) -> dict[str, Any]:
+def _evaluate(settings: TableSettings, stages: Stages, model: str, delta: Path | None) -> dict[str, Any]:
     """Harmfulness and utility of a model, changed or not, where the table asks for them."""
-    settings = stages.settings
     found: dict[str, Any] = {}
     subject = {"model": model, "delta": None if delta is None else str(delta)}
     if settings.harmfulness is not None:
-        out = stages.run("harmfulness", **subject, **settings.harmfulness, retry_failed=True)
+        out = _run(stages, "harmfulness", **subject, **settings.harmfulness, retry_failed=True)
         if out is not None:
             found |= measures.harmfulness(out)
             if reason := measures.unanswered(out):
                 stages.failures["harmfulness"] = reason
     if settings.utility is not None:
-        out = stages.run("utility", **subject, **settings.utility)
+        out = _run(stages, "utility", **subject, **settings.utility)
         found |= measures.utility(out) if out is not None else {}
     return found
 
 
 def _row(
-    row: Mapping[str, Any], before: Mapping[str, Any], each: TableSet, stages: _Stages, contents: Contents
+    row: Mapping[str, Any],
+    before: Mapping[str, Any],
+    each: TableSet,
+    settings: TableSettings,
+    stages: Stages,
+    contents: Contents,
 ) -> dict[str, Any]:
     """One row, from its file if it was done before."""
-    path, settings = stages.folder, stages.settings
+    path = stages.folder
     if (path / ROW).exists():
         _drop_weights(path, settings)  # the process may have died just before
         return read_result(path / ROW)
     found = {**row, "before": before["before"]}
     if not before.get("refused"):  # or its own measures would be refused too, after a fine-tune
-        found |= _tuned(row, each, stages)
-        stages.check(contents)
+        found |= _tuned(row, each, settings, stages)
+        _check(stages, contents)
     earlier = {f"{stage} before": reason for stage, reason in before["failures"].items()}
     found["failures"] = earlier | stages.failures
     found["status"] = "failed" if found["failures"] else "done"
@@ -219,17 +189,17 @@ def _row(
     return found
 
 
-def _tuned(row: Mapping[str, Any], each: TableSet, stages: _Stages) -> dict[str, Any]:
+def _tuned(row: Mapping[str, Any], each: TableSet, settings: TableSettings, stages: Stages) -> dict[str, Any]:
     """Fine-tune, and measure what that gave, as far as it goes."""
-    settings, model = stages.settings, row["model"]
+    model = row["model"]
     options = settings.finetune_options(row["method"], each)
-    tuned = stages.run("finetune", model=model, data=each.data, method=row["method"], **options)
+    tuned = _run(stages, "finetune", model=model, data=each.data, method=row["method"], **options)
     if tuned is None:
         return {}
     training, change = measures.training(tuned)
-    after = _evaluate(stages, model, tuned)
+    after = _evaluate(settings, stages, model, tuned)
     if settings.overlap is not None:
-        scored = stages.run("overlap", model=model, delta=[f"{_CHANGE}={tuned}"], **settings.overlap)
+        scored = _run(stages, "overlap", model=model, delta=[f"{_CHANGE}={tuned}"], **settings.overlap)
         change |= measures.overlap(scored, _CHANGE) if scored else {}
     return {"training": training, "change": change, "after": after}
 

@@ -5,7 +5,15 @@ replacement, and an observation that is drawn twice counts twice. Both correlati
 which for whole numbers are those of the sample with every observation repeated as often. Ties are treated as usual:
 mean ranks in Spearman's rho, tau-b for Kendall's tau.
 
-The percentile bootstrap over few clusters (fewer than about ten) is somewhat too narrow; nothing here corrects that.
+Where observations fall into strata (fine-tunes by different methods) that differ in level, a pooled correlation is that
+of the strata as much as that within them. With strata given, an observation is ranked among those of its own stratum
+only: Spearman's rho is the correlation of these ranks, as shares of the stratum and about its mean, over all strata
+together; Kendall's tau-b counts the pairs within strata. Between strata of one size, without ties, such a rho is the
+mean of the strata's own.
+
+The intervals are percentiles over resampled clusters, not corrected but for holding the measured value. With nine
+clusters of four, two of them in each of two strata, those of rho cover its value in 94 to 96 of a hundred simulated
+samples; what they mean with fewer than five clusters is anyone's guess.
 """
 
 from __future__ import annotations
@@ -13,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from theory.resampling import bootstrap_weights, percentile_interval
 from theory.statistics import Scalar
@@ -27,7 +35,8 @@ class RankCorrelation:
     """Rank correlations of one predictor with one outcome.
 
     Attributes:
-        spearman: Spearman's rho, or None where the predictor or the outcome is constant.
+        spearman: Spearman's rho, or None where the predictor or the outcome is constant, within every stratum if there
+            are strata.
         spearman_interval: percentile bootstrap interval over clusters; None without resamples.
         kendall: Kendall's tau-b, or None likewise.
         kendall_interval: likewise.
@@ -65,40 +74,55 @@ class Advantage:
         """Whether the whole interval lies above zero."""
         return self.interval is not None and self.interval[0] > _ROUNDING
 
+    @property
+    def worse(self) -> bool:
+        """Whether the whole interval lies below zero."""
+        return self.interval is not None and self.interval[1] < -_ROUNDING
+
 
 def weighted_spearman(
-    x: Float[np.ndarray, " N"], y: Float[np.ndarray, " N"], weights: Float[np.ndarray, "B N"]
+    x: Float[np.ndarray, " N"],
+    y: Float[np.ndarray, " N"],
+    weights: Float[np.ndarray, "B N"],
+    strata: Int[np.ndarray, " N"] | None = None,
 ) -> Float[np.ndarray, " B"]:
-    """Spearman's rho under each of B weightings; NaN where one of the variables is constant.
+    """Spearman's rho under each of B weightings; NaN where one of the variables is constant (within all strata).
 
     Args:
         x: one variable.
         y: the other.
         weights: not negative, each row with a positive sum; only their proportions count.
+        strata: number of each observation's stratum; None for one stratum.
     """
     _check(x, y)
-    ranks = _mean_ranks(x, weights), _mean_ranks(y, weights)
-    total = weights.sum(axis=1, keepdims=True)
-    centred = [r - (weights * r).sum(axis=1, keepdims=True) / total for r in ranks]
-    forms = [(weights * a * b).sum(axis=1) for a, b in ((centred[0], centred[1]), *((c, c) for c in centred))]
-    return _ratio(forms[0], np.sqrt(forms[1] * forms[2]), _varies(x, weights) & _varies(y, weights))
+    together = _together(strata, len(x))
+    a, b = (_centred_ranks(v, weights, together) for v in (x, y))
+    forms = [(weights * left * right).sum(axis=1) for left, right in ((a, b), (a, a), (b, b))]
+    defined = _varies(x, weights, strata) & _varies(y, weights, strata)
+    return _ratio(forms[0], np.sqrt(forms[1] * forms[2]), defined)
 
 
 def weighted_kendall(
-    x: Float[np.ndarray, " N"], y: Float[np.ndarray, " N"], weights: Float[np.ndarray, "B N"]
+    x: Float[np.ndarray, " N"],
+    y: Float[np.ndarray, " N"],
+    weights: Float[np.ndarray, "B N"],
+    strata: Int[np.ndarray, " N"] | None = None,
 ) -> Float[np.ndarray, " B"]:
-    """Kendall's tau-b under each of B weightings; NaN where one of the variables is constant. Arguments as above."""
+    """Kendall's tau-b under each of B weightings; NaN as for rho. Arguments as `weighted_spearman`."""
     _check(x, y)
-    orders = [(v[:, None] > v[None, :]).astype(np.float64) - (v[:, None] < v[None, :]) for v in (x, y)]
+    together = _together(strata, len(x))
+    orders = [together * ((v[:, None] > v[None, :]).astype(np.float64) - (v[:, None] < v[None, :])) for v in (x, y)]
     pairs = [orders[0] * orders[1], orders[0] ** 2, orders[1] ** 2]
     forms = [((weights @ form) * weights).sum(axis=1) for form in pairs]
-    return _ratio(forms[0], np.sqrt(forms[1] * forms[2]), _varies(x, weights) & _varies(y, weights))
+    defined = _varies(x, weights, strata) & _varies(y, weights, strata)
+    return _ratio(forms[0], np.sqrt(forms[1] * forms[2]), defined)
 
 
 def rank_correlation(
     x: Float[np.ndarray, " N"],
     y: Float[np.ndarray, " N"],
     clusters: Int[np.ndarray, " N"],
+    strata: Int[np.ndarray, " N"] | None = None,
     *,
     resamples: int,
     seed: int,
@@ -112,6 +136,7 @@ def rank_correlation(
         x: the predictor; finite, or infinite where that is its rank.
         y: the outcome.
         clusters: which observations are resampled together.
+        strata: which observations are ranked among each other; None for all.
         resamples: 0 for no intervals.
         seed: of the resamples.
         level: confidence level.
@@ -120,13 +145,13 @@ def rank_correlation(
         ValueError: if lengths do not fit, there is no observation, or a value is NaN.
     """
     once, draws = _weightings(x, clusters, resamples, seed)
-    found = [(measure(x, y, once), measure(x, y, draws)) for measure in (weighted_spearman, weighted_kendall)]
-    (rho, rhos), (tau, taus) = found
+    measures = (weighted_spearman, weighted_kendall)
+    (rho, rhos), (tau, taus) = [(measure(x, y, once, strata), measure(x, y, draws, strata)) for measure in measures]
     return RankCorrelation(
         spearman=_plain(rho[0]),
-        spearman_interval=_interval(rhos, level),
+        spearman_interval=_interval(rhos, rho[0], level),
         kendall=_plain(tau[0]),
-        kendall_interval=_interval(taus, level),
+        kendall_interval=_interval(taus, tau[0], level),
         count=len(x),
         clusters=len(np.unique(clusters)),
     )
@@ -137,6 +162,7 @@ def advantage(
     other: Float[np.ndarray, " N"],
     y: Float[np.ndarray, " N"],
     clusters: Int[np.ndarray, " N"],
+    strata: Int[np.ndarray, " N"] | None = None,
     *,
     resamples: int,
     seed: int,
@@ -147,10 +173,11 @@ def advantage(
     Arguments as `rank_correlation`; `other` is the predictor to beat.
     """
     once, draws = _weightings(x, clusters, resamples, seed)
-    ahead, behind = weighted_spearman(x, y, once)[0], weighted_spearman(other, y, once)[0]
+    ahead, behind = (weighted_spearman(v, y, once, strata)[0] for v in (x, other))
     sign = -1 if behind < 0 else 1
-    resampled = weighted_spearman(x, y, draws) - sign * weighted_spearman(other, y, draws)
-    return Advantage(_plain(ahead - sign * behind), _interval(resampled, level), sign, len(x))
+    resampled = weighted_spearman(x, y, draws, strata) - sign * weighted_spearman(other, y, draws, strata)
+    difference = ahead - sign * behind
+    return Advantage(_plain(difference), _interval(resampled, difference, level), sign, len(x))
 
 
 def _weightings(
@@ -163,23 +190,38 @@ def _weightings(
     return once[None, :], bootstrap_weights(once / len(x), resamples, seed, clusters)
 
 
-def _mean_ranks(values: Float[np.ndarray, " N"], weights: Float[np.ndarray, "B N"]) -> Float[np.ndarray, "B N"]:
-    """Weight below each value and half of that at it: the mean rank, up to a constant."""
-    below = (values[None, :] < values[:, None]).astype(np.float64)
-    same = (values[None, :] == values[:, None]).astype(np.float64)
-    return weights @ (below + same / 2).T
+def _together(strata: Int[np.ndarray, " N"] | None, count: int) -> Float[np.ndarray, "N N"]:
+    """1 for two observations of one stratum, 0 for others."""
+    numbers = np.zeros(count, dtype=np.int64) if strata is None else strata
+    return (numbers[:, None] == numbers[None, :]).astype(np.float64)
 
 
-def _varies(values: Float[np.ndarray, " N"], weights: Float[np.ndarray, "B N"]) -> np.ndarray:
-    """Whether a variable takes two values or more where the weights are positive: exactly, not up to rounding."""
-    present = weights > 0
-    high = np.where(present, values, -np.inf).max(axis=1)
-    low = np.where(present, values, np.inf).min(axis=1)
-    return np.asarray(high > low)
+def _centred_ranks(
+    values: Float[np.ndarray, " N"], weights: Float[np.ndarray, "B N"], together: Float[np.ndarray, "N N"]
+) -> Float[np.ndarray, "B N"]:
+    """Mean ranks within strata, as shares of the stratum's weight, minus 1/2, which is their mean in every stratum."""
+    below = together * (values[None, :] < values[:, None])
+    same = together * (values[None, :] == values[:, None])
+    ranks, whole = weights @ (below + same / 2).T, weights @ together
+    return np.divide(ranks, whole, out=np.full_like(ranks, 0.5), where=whole > 0) - 0.5
+
+
+def _varies(
+    values: Float[np.ndarray, " N"], weights: Float[np.ndarray, "B N"], strata: Int[np.ndarray, " N"] | None
+) -> Bool[np.ndarray, " B"]:
+    """Whether a variable takes two values or more in a stratum where the weights are positive: exactly."""
+    numbers = np.zeros(len(values), dtype=np.int64) if strata is None else strata
+    found = np.zeros(len(weights), dtype=bool)
+    for number in np.unique(numbers):
+        present = (weights > 0) & (numbers == number)
+        high = np.where(present, values, -np.inf).max(axis=1)
+        low = np.where(present, values, np.inf).min(axis=1)
+        found |= present.any(axis=1) & (high > low)
+    return found
 
 
 def _ratio(
-    above: Float[np.ndarray, " B"], below: Float[np.ndarray, " B"], defined: np.ndarray
+    above: Float[np.ndarray, " B"], below: Float[np.ndarray, " B"], defined: Bool[np.ndarray, " B"]
 ) -> Float[np.ndarray, " B"]:
     found = np.divide(above, below, out=np.full(len(above), np.nan), where=defined & (below > 0))
     return np.clip(found, -1.0, 1.0)
@@ -192,8 +234,12 @@ def _check(x: Float[np.ndarray, " N"], y: Float[np.ndarray, " M"]) -> None:
         raise ValueError("values to be ranked must be numbers, got NaN")
 
 
-def _interval(values: Float[np.ndarray, " B"], level: Scalar) -> tuple[float, float] | None:
-    return percentile_interval(values, float(level)) if len(values) else None
+def _interval(values: Float[np.ndarray, " B"], measured: float, level: Scalar) -> tuple[float, float] | None:
+    """Percentiles, widened to hold the measured value: resamples have more ties, and can all lie on one side of it."""
+    found = percentile_interval(values, float(level)) if len(values) else None
+    if found is None or np.isnan(measured):
+        return None
+    return min(found[0], float(measured)), max(found[1], float(measured))
 
 
 def _plain(value: float) -> float | None:

@@ -183,31 +183,70 @@ def resampled_motion(
 ) -> Motion:
     """Motion under B resamples of the skill's samples and, with a seed, of the rows too.
 
-    Rows drawn with replacement repeat some, which adds the spread of the rows to every quadratic form: its mean over
-    the draws exceeds the set's own value by ``tr Q - 1^T Q 1 / R``, as the value of a set of R rows exceeds that of
-    its source. The draws are moved back by exactly that, so that they spread around the set's own value.
+    v is a mean over tokens, ``sum_r s_r / sum_r tokens_r`` before M, so that other rows of the same source move it by
+    about ``sum_r e_r d_r`` with ``d_r = M (s_r - tokens_r v_0) / T``, v_0 that mean and e_r random signs that add up
+    to 0 (half of the rows against the other half). What that does to a quadratic form is computed from the inner
+    products of the d_r, and shrunk to the variance that it should have (`_row_deviations`). To the leak it is added
+    beside what the samples' weights do: drawn both at once, what samples and rows make together would be counted
+    three times (Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1, 2007).
 
     Args:
         parts: inner products of the rows.
         skill_weights: weights of the samples, each draw summing to 1 (`theory.resampling.bootstrap_weights`).
         seed: of the rows' resamples; None keeps the rows.
     """
-    draws, rows = len(skill_weights), parts.num_rows
+    leak = skill_weights @ parts.velocity**2
+    whole = motion(parts, parts.every_row)
     if seed is None:
-        leak = skill_weights @ parts.velocity**2
-        whole = motion(parts, parts.every_row)
-        return Motion(leak, *(np.repeat(form, draws) for form in whole[1:]))
+        return Motion(leak, *(np.repeat(form, len(leak)) for form in whole[1:]))
     key = [seed] if isinstance(seed, int) else list(seed)
-    rng = np.random.default_rng([*key, _ROWS_STREAM])
-    counts = rng.multinomial(rows, np.full(rows, 1 / rows), size=draws).astype(np.float64)
-    tokens = counts @ parts.tokens
-    spread = (parts.skill**2).sum(axis=1) - parts.skill.sum(axis=1) ** 2 / rows
-    leak = ((counts @ parts.skill.T) ** 2 * skill_weights).sum(axis=1) - skill_weights @ spread
-    forms = [
-        ((counts @ form) * counts).sum(axis=1) - (form.trace() - form.sum() / rows)
-        for form in (parts.decrease, parts.norm)
-    ]
-    return Motion(np.maximum(leak, 0.0) / tokens**2, *(np.maximum(form, 0.0) / tokens**2 for form in forms))
+    signs = _half_against_half(np.random.default_rng([*key, _ROWS_STREAM]), len(leak), parts.num_rows)
+    total, share = parts.tokens.sum(), parts.tokens / parts.tokens.sum()
+    moved = parts.skill / total - np.outer(parts.velocity, share)  # s_i . d_r
+    leak = leak + _row_deviations(signs, moved.T @ moved / len(moved), parts.velocity @ moved / len(moved))
+    drawn = [np.maximum(leak, 0.0)]
+    for form, value in zip((parts.decrease, parts.norm), whole[1:], strict=True):
+        along = form.sum(axis=1) / total**2  # v with the row's part of v
+        gram = form / total**2 - np.outer(along, share) - np.outer(share, along) + value * np.outer(share, share)
+        drawn.append(np.maximum(value + _row_deviations(signs, gram, along - value * share), 0.0))
+    return Motion(*drawn)
+
+
+def _half_against_half(rng: np.random.Generator, draws: int, rows: int) -> Float[np.ndarray, "B R"]:
+    """Random signs of the rows that add up to 0 and have mean square 1; zeros for a single row."""
+    half = rows // 2
+    if half == 0:
+        return np.zeros((draws, rows))
+    signs = np.full((draws, rows), -np.sqrt(half / (rows - half)))
+    order = rng.permuted(np.tile(np.arange(rows), (draws, 1)), axis=1)
+    np.put_along_axis(signs, order[:, :half], np.sqrt((rows - half) / half), axis=1)
+    return signs
+
+
+def _row_deviations(
+    signs: Float[np.ndarray, "B R"], gram: Float[np.ndarray, "R R"], along: Float[np.ndarray, " R"]
+) -> Float[np.ndarray, " B"]:
+    """By how much a quadratic form Q(v) deviates for other rows of the same source, in B draws of mean 0.
+
+    The draws ``sum_r e_r h_r + sum_{r != s} e_r e_s G_rs`` have the variance ``L + P``, ``L = sum_r h_r^2`` and
+    ``P = 2 sum_{r != s} G_rs^2``. But v holds the noise of the rows already, which the h_r count as if it were v's:
+    for a form of pure noise L is 2 P where the variance of Q is P alone. Without that bias the variance is ``L - P``
+    (Efron and Stein, "The jackknife estimate of variance", Annals of Statistics 9, 1981), and never below P. The
+    deviations are shrunk to that.
+
+    Args:
+        signs: e of each draw.
+        gram: G, the form between the deviations d_r.
+        along: the form between v and d_r.
+    """
+    apart = gram - np.diag(np.diag(gram))
+    first = 2 * along - np.diag(gram)  # what Q loses without row r
+    first = first - first.mean()
+    linear, pairs = float(first @ first), 2 * float((apart**2).sum())
+    if linear + pairs == 0:
+        return np.zeros(len(signs))
+    raw = signs @ first + ((signs @ gram) * signs).sum(axis=1) - gram.trace() * len(gram) / max(len(gram) - 1, 1)
+    return np.sqrt(min(max(linear - pairs, pairs) / (linear + pairs), 1.0)) * raw
 
 
 def probability_worst(values: Float[np.ndarray, "C B"]) -> Float[np.ndarray, " C"]:

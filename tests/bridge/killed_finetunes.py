@@ -42,9 +42,10 @@ DEFENDED_MOMENTS = {
 
 def defence_options(folder: Path, kind: str, *more: str) -> list[str]:
     """A defence of the skill in folder/skill.jsonl: four responses to project off, three to judge by."""
+    measure = () if kind == "budget" else ("--measure-every", "2")
     return [
         *("--defend", kind, "--skill", str(folder / "skill.jsonl"), "--num-skill", "4", "--held-out", "3"),
-        *("--max-new-tokens", "5", "--measure-every", "2", "--probe-batch-size", "3", *more),
+        *("--max-new-tokens", "5", *measure, "--probe-batch-size", "3", *more),
     ]
 
 

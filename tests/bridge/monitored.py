@@ -60,6 +60,7 @@ def train(
     resume: bool | str = False,
     reporters: Sequence[Any] = (),
     processing_class: bool = True,
+    eval_dataset: Sequence[Any] | None = None,
     **options: Any,
 ) -> Any:
     """The trainer after its training: transformers' own, silent, on the CPU."""
@@ -76,6 +77,7 @@ def train(
             subject,
             TrainingArguments(**given | options),
             train_dataset=rows(),
+            eval_dataset=eval_dataset,
             data_collator=DataCollatorForSeq2Seq(tokenizer()),
             processing_class=tokenizer() if processing_class else None,
         )

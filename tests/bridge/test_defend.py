@@ -153,6 +153,8 @@ def test_the_projection_is_the_dense_projector(rank: int | None) -> None:
     assert record.rank == (rank or defence.subspace().projector.rank)
     assert (record.projected, record.kept) == (1.0, 1.0)
     assert record.utility_loss == pytest.approx(tiny.utility_loss(), rel=1e-9)
+    applied = float((scores @ (tiny.theta - old)).square().mean().sqrt())
+    assert record.leak_applied == pytest.approx(applied, rel=1e-6, abs=1e-14)
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
@@ -202,6 +204,45 @@ def budget_run(limit: float, steps: int = 6, rate: float = 0.1, refresh: int = 1
     return tiny, defence
 
 
+@pytest.mark.parametrize(("limit", "rank", "held_back"), [(3e-5, None, False), (1e-6, 1, True)])
+def test_the_leak_left_under_a_budget_is_that_of_the_update_that_was_applied(
+    limit: float, rank: int | None, held_back: bool
+) -> None:
+    tiny = Tiny()
+    defence = Defence("budget", tiny.probe, rank=rank, max_utility_loss=limit)
+    seen = []
+    for step in range(2):
+        defence.before_step(step)
+        old = tiny.probe.copy_weights()
+        tiny.put(tiny.theta - 0.1 * tiny.oracle_gradient())
+        defence.after_step(step)
+        new = tiny.probe.copy_weights()
+        record = defence.records[-1]
+        if record.inside is not None:
+            with tiny.probe.at(old):
+                inner = tiny.probe.inner(lambda name: new[name] - old[name])[0]  # noqa: B023 - called at once
+            left = float(np.sqrt(np.mean(inner**2)))
+            assert record.leak_left == pytest.approx(left, rel=1e-6, abs=1e-9 * (record.leak or 0.0))
+            assert record.leak_applied == pytest.approx(left, rel=1e-12)
+            seen.append(record)
+    partly = [record for record in seen if (record.kept if held_back else record.projected) < 1]
+    assert any((record.leak_left or 0.0) > 1e-3 * (record.leak or 0.0) for record in partly)
+    found = summary(defence.records)
+    assert found["measured"]["steps"] == found["steps_projected"] == len(seen)
+
+
+def test_what_is_done_on_a_gpu_is_waited_for_before_time_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    tiny = Tiny()
+    defence = Defence("none", tiny.probe, measure_every=10)
+    for device, times in (("cpu", 0), ("cuda", 4)):
+        monkeypatch.setattr(Subject, "device", property(lambda _, device=device: torch.device(device)))
+        defence.before_step(0)
+        defence.after_step(0)
+        assert waited == [torch.device(device)] * times
+
+
 @pytest.mark.parametrize("refresh", [1, 3])
 def test_a_budget_is_kept_and_used(refresh: int) -> None:
     free = defended_loss(6, 0.6, "none")
@@ -226,7 +267,8 @@ def test_a_budget_that_is_never_reached_changes_nothing() -> None:
     other.descend(Defence("none", other.probe), 6, 0.1)
     assert torch.equal(tiny.theta, other.theta)
     assert summary(defence.records) == {
-        "inside": None, "leak": None, "leak_left": None, "steps_projected": 0, "steps_held_back": 0, "rank": None,
+        "inside": None, "leak": None, "leak_left": None, "measured": None, "steps_projected": 0, "steps_held_back": 0,
+        "rank": None,
     }  # fmt: skip
 
 
@@ -304,6 +346,7 @@ def test_float32_says_how_many_directions_it_has_and_projects_them() -> None:
     assert "8 responses have 5 directions" in told[0]
     record = defence.records[0]
     assert record.leak_left < 1e-4 * record.leak  # type: ignore[operator]
+    assert record.leak_left < record.leak_applied < 1e-2 * record.leak  # type: ignore[operator]
 
 
 def test_an_update_of_zero_and_scores_of_zero() -> None:
@@ -333,7 +376,7 @@ def test_options_that_no_defence_can_have(options: dict[str, Any]) -> None:
 
 def test_the_summary_weighs_steps_by_their_updates() -> None:
     records: Sequence[StepRecord] = [
-        StepRecord(1, 4.0, 0.5, 3.0, 0.0, 1.0, 1.0, 7),
+        StepRecord(1, 4.0, 0.5, 3.0, 0.0, 1.0, 1.0, 7, leak_applied=0.1),
         StepRecord(2, 12.0, 0.1, 4.0, 1.0, 1.0, 0.5, 5),
         StepRecord(3, 9.0),
     ]
@@ -341,4 +384,5 @@ def test_the_summary_weighs_steps_by_their_updates() -> None:
     assert found["inside"] == pytest.approx((2.0 + 1.2) / 16)
     assert found["leak"] == pytest.approx(np.sqrt(12.5))
     assert found["leak_left"] == pytest.approx(np.sqrt(0.5))
+    assert found["measured"] == {"steps": 1, "leak": pytest.approx(3.0), "leak_applied": pytest.approx(0.1)}
     assert (found["steps_projected"], found["steps_held_back"], found["rank"]) == (2, 1, [5, 7])

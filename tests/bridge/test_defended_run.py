@@ -10,6 +10,7 @@ import pytest
 
 from bridge import models
 from bridge.defence_plan import make_defence
+from bridge.defence_report import defence_lines
 from bridge.deltas import open_delta, save_snapshot, set_weights
 from bridge.measure import Subject
 from bridge.probe import Probe
@@ -75,6 +76,13 @@ def test_each_defence(
             assert step["rank"] == 4
             assert step["leak_left"] < 1e-6 * step["leak"]
             assert 0 < step["inside"] < 1
+            assert (step["leak_applied"] is not None) == (step["step"] % 2 == 0)
+        summary = found[kind][0]["defence"]["summary"]
+        assert summary["measured"]["steps"] == 3
+        assert 0 < summary["measured"]["leak_applied"] < 1e-2 * summary["measured"]["leak"]
+        meanings = {name: meaning for name, _, meaning in defence_lines(found[kind][0]["defence"])}
+        assert meanings["leak of an update"].endswith("by the gram, after projection, over the 6 projected steps")
+        assert meanings["leak as applied"].startswith("measured with rounding at 3 of these steps")
     budget = found["budget"][0]["defence"]
     assert all(step["utility_loss"] <= 0.01 for step in budget["steps"])
     assert budget["summary"]["steps_projected"] > 0
@@ -145,6 +153,8 @@ def test_without_a_defence_nothing_is_added(llama: Path, tmp_path: Path, capsys:
         (("--defend", "budget", "--max-utility-loss", "0"), "--max-utility-loss: expected a positive number of nats"),
         (("--defend", "tracked", "--max-utility-loss", "1"), "--max-utility-loss: expected --defend budget with it"),
         (("--defend", "static", "--refresh", "2"), "--refresh: expected --defend tracked or budget with it"),
+        (("--defend", "none", "--skill", "refusals", "--rank", "3"), "--rank: expected --defend static, tracked or"),
+        (("--defend", "budget", "--max-utility-loss", "1", "--measure-every", "2"), "--measure-every: expected none"),
         (("--defend", "tracked", "--refresh", "0"), "--refresh: expected a whole number from 1, got 0"),
         (("--defend", "tracked", "--rank", "49"), "--rank: expected 1 to 48, the number of responses of the probe"),
         (("--defend", "tracked", "--num-skill", "0"), "--num-skill: expected a whole number from 1, got 0"),
@@ -170,6 +180,7 @@ def test_the_plan_of_the_options() -> None:
     watching = make_defence("none", "mine.jsonl", num_skill=3)
     assert watching is not None
     assert (watching.kind, watching.skill, watching.num_skill, watching.refresh) == ("none", "mine.jsonl", 3, 1)
+    assert make_defence("budget", None, max_utility_loss=1.0).measure_every == 1  # type: ignore[union-attr]
     tracked = make_defence("tracked", None, refresh=None)
     assert tracked is not None
     assert tracked.skill == "refusals"

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, ExportableState
 
 import bridge.monitor
 from bridge.monitor import AlignmentMonitor
+from bridge.monitor_arguments import check_arguments
 from bridge.monitor_schedule import Clock, Schedule, default_interval, remaining_learning_rate
 from bridge.taps import select_modules
 from bridge.watched_rows import Drawn, skill_samples
@@ -154,7 +158,8 @@ def test_logits_in_bfloat16_cost_their_rounding() -> None:
 )
 def test_the_same_weights_to_the_last_bit(tmp_path: Path, lora: bool, options: dict[str, Any]) -> None:
     after = []
-    for callbacks in ([], [monitored.monitor(batch_size=None if options else 3)]):
+    watching = monitored.monitor(batch_size=None if options else 3, max_utility_loss=1e3, on_budget="stop")
+    for callbacks in ([], [watching]):
         subject = monitored.model(lora)
         monitored.train(tmp_path / "run", subject, callbacks, **options)
         after.append((monitored.weights(subject), torch.random.get_rng_state()))
@@ -206,13 +211,8 @@ def test_a_forecast_from_the_third_point_on(tmp_path: Path) -> None:
 
 
 def test_broken_logits_are_told_and_end_nothing(tmp_path: Path) -> None:
-    class Break(TrainerCallback):
-        def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-            if state.global_step == 2:
-                model.lm_head.weight.data.fill_(float("nan"))
-
     monitor = monitored.monitor(every=1, subspaces_every=1)
-    monitored.train(tmp_path, monitored.model(), [Break(), monitor], max_grad_norm=0.0)
+    monitored.train(tmp_path, monitored.model(), [Break(after=3), monitor], max_grad_norm=0.0)
     assert [np.isfinite(point["utility_loss"]) for point in monitor.history] == [True, True] + [False] * 4
     assert "leak" not in monitor.history[-1]
 
@@ -294,8 +294,11 @@ def test_a_budget_stops_the_training_and_the_last_weights_within_it_are_put_back
     with caplog.at_level(logging.WARNING):
         trainer = monitored.train(tmp_path / "run", subject, [monitor])
     assert trainer.state.global_step == monitor.stopped_at == 4
-    assert monitor.within_budget == str(tmp_path / "run" / "checkpoint-3")
-    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-3"]
+    kept = tmp_path / "run" / "alignment-monitor" / "within"
+    assert monitor.within_budget == str(kept / "step-3")
+    assert [path.name for path in kept.iterdir()] == ["step-3"]
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+    assert (kept / "step-3" / "tokenizer_config.json").exists()
     assert monitored.same(monitored.weights(subject), remember.weights[3])
     assert "above the budget" in caplog.text
     assert "put back" in caplog.text
@@ -307,28 +310,113 @@ def test_a_budget_stops_the_training_and_the_last_weights_within_it_are_put_back
     monitored.train(tmp_path / "low", start, [low])
     assert low.stopped_at == 2
     assert monitored.same(monitored.weights(start), monitored.weights(monitored.model(lora)))
-    with pytest.raises(UserError, match="no checkpoint within the budget"):
+    with pytest.raises(UserError, match="no weights within the budget"):
         low.restore(start)
 
 
-def test_the_trainers_own_checkpoints_stay_and_the_one_within_the_budget_is_spared(tmp_path: Path) -> None:
-    monitor = monitored.monitor(max_utility_loss=1e3, on_budget="stop", subspaces_every=0)
-    monitored.train(tmp_path / "own", monitored.model(), [monitor], save_strategy="steps", save_steps=4)
-    assert sorted(p.name for p in (tmp_path / "own").glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
-    spared = monitored.monitor(every=4, max_utility_loss=1e3, on_budget="stop", subspaces_every=0)
+class Break(TrainerCallback):
+    """The model is broken after a step."""
 
-    class Over(TrainerCallback):
-        """The model is broken after step 5, after the trainer's own checkpoint of it."""
+    def __init__(self, after: int) -> None:
+        self._after = after
 
-        def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-            if state.global_step == 5:
-                model.lm_head.weight.data.fill_(float("nan"))
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        if state.global_step == self._after - 1:
+            with torch.no_grad():
+                [p for p in model.parameters() if p.requires_grad][-1].fill_(float("nan"))
 
-    subject, options = monitored.model(), {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
-    monitored.train(tmp_path / "one", subject, [Over(), spared], max_grad_norm=0.0, **options)
-    assert spared.stopped_at == 6
-    assert spared.within_budget == str(tmp_path / "one" / "checkpoint-4")
-    assert all(torch.isfinite(p).all() for p in subject.parameters())
+
+def stopping(**options: Any) -> AlignmentMonitor:
+    return monitored.monitor(**{"max_utility_loss": 1e3, "on_budget": "stop", "subspaces_every": 0} | options)
+
+
+def test_the_trainers_own_checkpoints_stay(tmp_path: Path) -> None:
+    """Also where both would save after the same step: 4 steps an epoch."""
+    monitored.train(tmp_path, monitored.model(), [stopping(every=4)], save_strategy="epoch", max_steps=12)
+    names = sorted(path.name for path in tmp_path.glob("checkpoint-*"))
+    assert names == ["checkpoint-12", "checkpoint-4", "checkpoint-8"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"save_strategy": "best", "metric_for_best_model": "loss"},
+        {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1, "load_best_model_at_end": True},
+        {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1},
+    ],
+    ids=["best", "best-at-end", "limit"],
+)
+def test_the_weights_within_the_budget_outlive_the_trainers_own(tmp_path: Path, options: dict[str, Any]) -> None:
+    """However the trainer decides what it saves and what it clears away."""
+    monitor, remember, subject = stopping(every=2), Remember(), monitored.model()
+    more = {} if len(options) == 3 else {"eval_strategy": "steps", "eval_steps": 1, "eval_dataset": monitored.rows(2)}
+    monitored.train(tmp_path, subject, [Break(after=5), monitor, remember], max_grad_norm=0.0, **options, **more)
+    assert monitor.stopped_at == 6
+    assert Path(str(monitor.within_budget)).name == "step-4"
+    assert monitored.same(monitored.weights(subject), remember.weights[4])
+
+
+@pytest.mark.parametrize(("damage", "lora"), [("gone", False), ("unreadable", False), ("unreadable", True)])
+def test_weights_that_cannot_be_put_back_end_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str, lora: bool
+) -> None:
+    name = "adapter_model.safetensors" if lora else "model.safetensors"
+
+    class Lose(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == 3:
+                file = tmp_path / "alignment-monitor" / "within" / "step-2" / name
+                shutil.rmtree(file.parent) if damage == "gone" else file.write_bytes(b"no tensors")
+
+    monitor, subject = stopping(), monitored.model(lora)
+    with caplog.at_level(logging.WARNING):
+        monitored.train(tmp_path, subject, [Break(after=4), monitor, Lose()], max_grad_norm=0.0)
+    assert monitor.stopped_at == 4
+    assert monitor.within_budget is None
+    assert "cannot be put back" in caplog.text
+    assert "those of its start again" in caplog.text
+    assert monitored.same(monitored.weights(subject), monitored.weights(monitored.model(lora)))
+
+
+def test_a_resumed_budget_keeps_what_later_steps_had_replaced(tmp_path: Path) -> None:
+    """The checkpoint knows step 2; its training went on to step 6, and the weights of step 2 are gone."""
+    options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 3}
+    monitored.train(tmp_path, monitored.model(), [stopping()], **options)
+    assert [path.name for path in (tmp_path / "alignment-monitor" / "within").iterdir()] == ["step-6"]
+    again, remember, subject = stopping(), Remember(), monitored.model()
+    checkpoint = str(tmp_path / "checkpoint-3")
+    monitored.train(
+        tmp_path, subject, [Break(after=4), again, remember], resume=checkpoint, max_grad_norm=0.0, **options
+    )
+    assert again.stopped_at == 4
+    assert Path(str(again.within_budget)).name == "step-3"
+    saved = load_file(checkpoint + "/model.safetensors")
+    assert all(torch.equal(saved[name], weight) for name, weight in monitored.weights(subject).items())
+
+
+def test_a_checkpoint_holds_each_monitor_once(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1}
+
+    def both() -> list[AlignmentMonitor]:
+        return [monitored.monitor(every=1, subspaces_every=0, prefix=prefix) for prefix in ("one", "two")]
+
+    def held(step: int) -> list[tuple[str, int]]:
+        state = json.loads((tmp_path / f"checkpoint-{step}" / "trainer_state.json").read_text())
+        entries = state["stateful_callbacks"]["AlignmentMonitor"]
+        return [(entry["args"]["prefix"], len(entry["attributes"]["_saved"]["history"])) for entry in entries]
+
+    whole = both()
+    trainer = monitored.train(tmp_path, monitored.model(), whole, **options)
+    assert [held(step) for step in (1, 4, 6)] == [[("one", n), ("two", n)] for n in (1, 4, 6)]
+    assert len(trainer.state.stateful_callbacks["AlignmentMonitor"]) == 2
+    for restores in (False, True):
+        trainer = monitored.train(
+            tmp_path, monitored.model(), both(), resume=str(tmp_path / "checkpoint-4"),
+            restore_callback_states_from_checkpoint=restores, **options,
+        )  # fmt: skip
+        resumed = [c for c in trainer.callback_handler.callbacks if isinstance(c, AlignmentMonitor)]
+        assert [without_times(m.history) for m in resumed] == [without_times(m.history) for m in whole]
+        assert held(6) == [("one", 6), ("two", 6)]
 
 
 def test_a_budget_that_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -371,6 +459,12 @@ def test_the_probe(tmp_path: Path) -> None:
     ("options", "words"),
     [
         ({"every": 0}, "every: expected a whole number from 1, got 0"),
+        ({"every": True}, "every: expected a whole number from 1, got True"),
+        ({"max_utility_loss": "1"}, "positive number of nats, got '1'"),
+        ({"max_utility_loss": float("nan")}, "positive number of nats"),
+        ({"max_overhead": "x"}, "max_overhead: expected a positive share, got 'x'"),
+        ({"prefix": ""}, "prefix: expected a name"),
+        ({"prefix": "../other"}, "prefix: expected a name"),
         ({"num_probe": None}, "num_probe"),
         ({"subspaces_every": -1}, "subspaces_every"),
         ({"responses": "mine"}, "'model' or 'rows'"),
@@ -384,7 +478,7 @@ def test_wrong_arguments(options: dict[str, Any], words: str) -> None:
     parameters = inspect.signature(AlignmentMonitor).parameters
     given = {name: parameter.default for name, parameter in parameters.items()}
     with pytest.raises(UserError, match=words):
-        bridge.monitor._check(given | options)
+        check_arguments(given | options)
 
 
 def test_wrong_arguments_are_told_at_once() -> None:

@@ -95,6 +95,8 @@ def test_the_steps_and_their_losses_equal_brute_force(
     assert main_set["crossover"] == pytest.approx(2 * main_set["leak"] / main_set["quartic"])
     assert found["curvature"]["along_start"] == pytest.approx(_curvature(dense, rows, gradient), rel=1e-3)
     assert found["curvature"]["value"] >= found["curvature"]["along_start"]
+    along = -found["curvature"]["along_start"] * float(gradient @ gradient)  # a = H g = -H v
+    assert found["acceleration_along_velocity"] == pytest.approx(along, rel=1e-3)
     assert [run["steps"] for run in found["realistic"]] == [steps for _, steps in parse_runs(REALISTIC["sgd"])]
     page = (tmp_path / "run" / "report.html").read_text()
     assert SCRIPT not in page
@@ -145,7 +147,13 @@ def test_the_overlap_is_removed_on_other_samples_and_its_rest_is_told(
     for part in found["sets"].values():
         assert all(abs(p["ratio"] - 1) < 0.25 for p in part["points"][:2])
     assert "overlap removed" in printed
-    assert any("orthogonality in the sample overstates" in line for line in found["readings"])
+    assert removed["left"]["skill"]["share"] == pytest.approx(
+        found["sets"]["skill"]["leak"] / removed["motion_before"]["skill"], rel=1e-9
+    )
+    overstated = any("orthogonality in the sample overstates" in line for line in found["readings"])
+    assert overstated == (removed["difference"][0] > 0)
+    slow = any("opposes its velocity" in line for line in found["readings"])
+    assert slow == (found["acceleration_along_velocity"] < 0)
 
 
 def test_lora_with_a_pilot_and_the_full_run(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,7 +176,7 @@ def test_lora_with_a_pilot_and_the_full_run(place: Path, tmp_path: Path, capsys:
 
 
 def test_a_pilot_alone_knows_the_schedule_of_the_full_run() -> None:
-    from bridge.onset_result import accumulated_rate
+    from bridge.pilot import accumulated_rate
     from bridge.training import Plan, TrainingLog
 
     nothing = TrainingLog((), (), (), (), (), (), 0.0, True)

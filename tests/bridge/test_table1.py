@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from bridge import built_models, table1_run, table1_settings
+from bridge import built_models, stages, table1_settings
 from bridge.presets import find_preset
 from bridge.sets import NAMED_SETS
 from bridge.table1 import MEMORY_ADVICE, main
@@ -116,7 +116,7 @@ def test_the_same_command_again_computes_nothing(
     place: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
-    monkeypatch.setattr(table1_run, "command_main", lambda name: pytest.fail("computed again"))
+    monkeypatch.setattr(stages, "command_main", lambda name: pytest.fail("computed again"))
     assert command(monkeypatch, place / "tiny.toml", finished) == 0
     out, err = capsys.readouterr()
     assert "complete already" in err
@@ -139,8 +139,8 @@ def test_a_row_that_fails_is_listed_and_tried_again(
     assert not {"model", "adapter", "delta.safetensors"} & set(kept)
     (place / "later.jsonl").write_text((place / "skill.jsonl").read_text())
     asked: list[str] = []
-    original = table1_run.command_main
-    monkeypatch.setattr(table1_run, "command_main", lambda name: asked.append(name) or original(name))
+    original = stages.command_main
+    monkeypatch.setattr(stages, "command_main", lambda name: asked.append(name) or original(name))
     assert command(monkeypatch, settings, place / "failing") == 0
     assert asked == ["finetune", "harmfulness", "utility", "overlap"] * 2
     assert read(place / "failing" / "manifest.json")["status"] == "complete"
@@ -150,7 +150,7 @@ def test_a_row_that_fails_is_listed_and_tried_again(
 def test_what_goes_wrong_inside_is_the_rows_and_keeps_its_traceback(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
-    original = table1_run.command_main
+    original = stages.command_main
 
     def broken(name: str) -> Any:
         def run(**options: Any) -> None:
@@ -160,7 +160,7 @@ def test_what_goes_wrong_inside_is_the_rows_and_keeps_its_traceback(
 
         return run if name == "utility" else original(name)
 
-    monkeypatch.setattr(table1_run, "command_main", broken)
+    monkeypatch.setattr(stages, "command_main", broken)
     assert command(monkeypatch, write_table(place), tmp_path / "out") == 1
     rows = read(tmp_path / "out" / "table1.json")["rows"]
     assert [row["status"] for row in rows] == ["failed", "failed", "done", "done"]

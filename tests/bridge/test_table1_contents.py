@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bridge import table1_run
+from bridge import stages
 from bridge.table1 import MEMORY_ADVICE, main
 from commands.cli import run_command
 from commands.options import command_of
@@ -109,7 +109,7 @@ def test_the_same_contents_go_on(
 def test_contents_that_change_on_the_way_fail_the_row(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = table1_run.command_main
+    original = stages.command_main
     prompts = place / "prompts.jsonl"
 
     def changing(name: str) -> Any:
@@ -120,7 +120,7 @@ def test_contents_that_change_on_the_way_fail_the_row(
 
         return run
 
-    monkeypatch.setattr(table1_run, "command_main", changing)
+    monkeypatch.setattr(stages, "command_main", changing)
     with changed(prompts, prompts.read_bytes()):
         settings = write(place, "one.toml", lambda text: text.split("[[sets]]")[0] + "[[sets]]" + last_set(text))
         assert table(monkeypatch, settings, tmp_path / "out") == 1
@@ -187,8 +187,8 @@ def test_measures_that_are_refused_before_stop_the_rows(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    original = table1_run.command_main
-    monkeypatch.setattr(table1_run, "command_main", lambda name: asked.append(name) or original(name))
+    original = stages.command_main
+    monkeypatch.setattr(stages, "command_main", lambda name: asked.append(name) or original(name))
     settings = write(place, "many.toml", replaced("num = 4", "num = 400"), "skill.jsonl")
     assert table(monkeypatch, settings, tmp_path / "out") == 1
     assert asked == ["harmfulness", "utility"]

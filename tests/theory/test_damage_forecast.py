@@ -52,6 +52,20 @@ def test_the_interval_covers_what_is_measured_at_the_end(
     assert hits / count >= 0.8
 
 
+@pytest.mark.parametrize(
+    "curve", [lambda s: 1 - np.exp(-4 * s**1.5), lambda s: s**2 / (s**2 + 0.25)], ids=["early", "late"]
+)
+def test_four_points_that_lie_on_a_line_by_chance_are_not_believed(curve: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Constant rate, 10 % of noise, and a curve that levels off after the last of the points seen."""
+    rng, times, hits = np.random.default_rng(0), np.arange(1, 9) / 8, 0
+    for _ in range(60):
+        losses = curve(times) * np.exp(0.1 * rng.standard_normal(8))
+        found = forecast_end(times[:4], losses[:4], times[-1])
+        assert found is not None
+        hits += found.low <= losses[-1] <= found.high
+    assert hits / 60 >= 0.88
+
+
 def test_the_interval_widens_with_the_distance_and_with_the_scatter() -> None:
     rng, times = np.random.default_rng(1), np.arange(1.0, 9.0)
     noise = rng.standard_normal(8)

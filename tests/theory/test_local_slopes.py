@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from theory.local_slopes import Stretch, first_departure, kind_of, stretches
+from theory.local_slopes import Stretch, first_departure, kind_of, readable, readable_exponents, stretches
 from theory.onset import local_slope
 
 T = np.geomspace(1e-3, 1.0, 13)
@@ -58,11 +58,37 @@ def test_curves_apart_from_the_start_depart_at_the_start() -> None:
 
 def test_a_ratio_that_is_no_number_is_a_departure() -> None:
     predicted = T**2
-    predicted[5] = math.inf
+    predicted[5:] = math.inf
     assert first_departure(T, T**2, predicted, 2.0) == T[5]
     measured = T**2
-    measured[4] = 0.0
+    measured[4:] = 0.0
     assert first_departure(T, measured, T**2, 2.0) == T[4]
+
+
+def test_curves_that_come_together_again_have_not_parted() -> None:
+    ratio = np.array([3.0, 1.0, 3.0, 1.0, 1.0])
+    assert first_departure(T[:5], ratio, np.ones(5), 2.0) is None
+    ratio = np.array([3.0, 1.0, 3.0, 1.0, 4.0, 16.0])
+    assert first_departure(T[:6], ratio, np.ones(6), 2.0) == pytest.approx(math.sqrt(T[3] * T[4]), rel=1e-12)
+
+
+def test_a_loss_is_read_where_rounding_can_change_it_by_five_percent_at_most() -> None:
+    floor = 1e-9
+    losses = floor * np.array([0.0, 1.0, 1600.0, 1700.0])
+    assert readable(losses, floor).tolist() == [False, False, False, True]
+    assert (math.sqrt(1700) + 1) ** 2 / 1700 < 1.05 < (math.sqrt(1600) + 1) ** 2 / 1600
+    assert readable(np.array([0.0, 1e-30]), 0.0).tolist() == [False, True]
+
+
+def test_exponents_rest_on_readable_points_alone() -> None:
+    losses = 3 * T**2
+    losses[[0, 4]] = 1.0  # rounding
+    read = np.ones(len(T), dtype=bool)
+    read[[0, 4]] = False
+    found = readable_exponents(T, losses, read)
+    assert found[read] == pytest.approx(2.0, rel=1e-12)
+    assert np.isnan(found[~read]).all()
+    assert np.isnan(readable_exponents(T, losses, np.arange(len(T)) == 1)).all()
 
 
 def test_impossible_arguments_are_refused() -> None:

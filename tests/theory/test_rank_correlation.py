@@ -33,6 +33,71 @@ def test_whole_weights_repeat_observations(values: list[int], data: st.DataObjec
         )
 
 
+@given(VALUES, st.data())
+def test_strata_are_ranked_each_by_itself(values: list[int], data: st.DataObject) -> None:
+    size = len(values)
+    lists = st.lists(st.integers(-3, 3), min_size=size, max_size=size)
+    x, y = np.array(values, dtype=float), np.array(data.draw(lists), dtype=float)
+    strata = np.array(data.draw(st.lists(st.integers(0, 2), min_size=size, max_size=size)))
+    times = np.array(data.draw(st.lists(st.integers(0, 3), min_size=size, max_size=size)))
+    times[0] += 1
+    rows = np.repeat(np.arange(size), times)
+    ranks, orders = np.zeros((2, len(rows))), [0.0, 0.0, 0.0]
+    for number in range(3):
+        inside = strata[rows] == number
+        for k, v in enumerate((x, y)):
+            if inside.any():
+                ranks[k, inside] = stats.rankdata(v[rows][inside]) / inside.sum()
+                ranks[k, inside] -= ranks[k, inside].mean()
+        for i in rows[inside]:
+            for j in rows[inside]:
+                a, b = np.sign(x[i] - x[j]), np.sign(y[i] - y[j])
+                orders = [orders[0] + a * b, orders[1] + a * a, orders[2] + b * b]
+    found = [m(x, y, times[None, :] * 0.37, strata)[0] for m in (weighted_spearman, weighted_kendall)]
+    if orders[1] == 0 or orders[2] == 0:
+        assert all(np.isnan(found))
+    else:
+        rho = (ranks[0] @ ranks[1]) / np.sqrt((ranks[0] @ ranks[0]) * (ranks[1] @ ranks[1]))
+        assert found == pytest.approx([rho, orders[0] / np.sqrt(orders[1] * orders[2])], abs=1e-12)
+
+
+def test_strata_of_one_size_without_ties_have_the_mean_of_their_correlations() -> None:
+    rng = np.random.default_rng(2)
+    x, y, strata = rng.normal(size=24), rng.normal(size=24), np.arange(24) % 3
+    found = rank_correlation(x, y, np.arange(24), strata, resamples=0, seed=0)
+    own = [stats.spearmanr(x[strata == k], y[strata == k]).statistic for k in range(3)]
+    assert found.spearman == pytest.approx(np.mean(own), abs=1e-12)
+
+
+def test_what_only_tells_strata_apart_ranks_nothing_within_them() -> None:
+    rng = np.random.default_rng(0)
+    clusters, strata = np.repeat(np.arange(9), 2), np.tile([0, 1], 9)
+    q = rng.permutation(9)[clusters].astype(float)
+    damage = (1 + 0.05 * q) * np.where(strata == 0, 10.0, 1.0)
+    mark = np.where(strata == 0, 4.0, 1.0)
+    assert stats.spearmanr(mark, damage).statistic > 0.8 > 0.6 > stats.spearmanr(q, damage).statistic
+    within = rank_correlation(q, damage, clusters, strata, resamples=50, seed=0)
+    assert (within.spearman, within.spearman_interval, within.kendall) == (1.0, pytest.approx((1.0, 1.0)), 1.0)
+    assert rank_correlation(mark, damage, clusters, strata, resamples=50, seed=0).spearman is None
+    noise = rng.normal(size=18)
+    against = advantage(q, noise, damage, clusters, strata, resamples=50, seed=0)
+    own = [stats.spearmanr(noise[strata == k], damage[strata == k]).statistic for k in range(2)]
+    assert against.difference == pytest.approx(1 - abs(np.mean(own)), abs=1e-12)
+
+
+@pytest.mark.parametrize(("share", "truth"), [(0.0, 0.0), (0.9, 0.867)])  # with 500 clusters: 0.867
+def test_intervals_of_nine_clusters_cover(share: float, truth: float) -> None:
+    clusters, strata, hits, trials = np.repeat(np.arange(9), 4), np.tile([0, 0, 1, 1], 9), 0, 100
+    for trial in range(trials):
+        rng = np.random.default_rng(trial)
+        u = rng.normal(size=9)
+        x = (share * u + np.sqrt(1 - share**2) * rng.normal(size=9))[clusters]
+        y = u[clusters] + 0.3 * rng.normal(size=36)
+        low, high = rank_correlation(x, y, clusters, strata, resamples=200, seed=trial).spearman_interval or (1, 1)
+        hits += low <= truth <= high
+    assert 0.88 < hits / trials < 1  # of nominal 95 %
+
+
 def test_the_interval_is_of_resampled_clusters() -> None:
     rng = np.random.default_rng(3)
     clusters = np.repeat(np.arange(6), 3)

@@ -107,7 +107,7 @@ def test_random_removals_leave_as_many_rows() -> None:
 
 
 def test_resamples_of_the_rows_spread_around_the_sets_own_value() -> None:
-    """Not around the value of a set that has some rows twice, which is larger by the spread of the rows."""
+    """Not around the value of a set that has some rows twice, which is larger by the rows' noise."""
     *_, parts = example(rows=40, mean=0.0)
     equal_tokens = RowParts(parts.skill, parts.decrease, parts.norm, np.full(40, 3))
     weights = np.full((20_000, 9), 1 / 9)
@@ -150,6 +150,38 @@ def test_intervals_cover_the_value_of_sets_from_the_source() -> None:
         low, high = np.quantile(drawn, [0.025, 0.975])
         held += low <= average <= high
     assert 0.88 <= held / 150 <= 0.995
+
+
+@pytest.mark.parametrize(("mean", "heavy"), [(0.0, 0.0), (0.6, 0.0), (0.1, 0.7)])
+def test_resamples_spread_as_other_sets_and_other_samples_do(mean: float, heavy: float) -> None:
+    """Also where the rows' own noise exceeds what they have in common, and where they differ in size."""
+    rng = np.random.default_rng(0)
+    common, size = mean * rng.normal(size=120), np.sqrt(np.linspace(0.01, 3, 120))
+    found, drawn = [], []
+    for k in range(80):
+        rows = common + rng.normal(size=(50, 120)) * np.exp(heavy * rng.normal(size=(50, 1)))
+        parts = parts_of(rng.normal(size=(48, 120)) * size, rows, np.ones(120), np.full(50, 2))
+        found.append(motion(parts, parts.every_row))
+        if k < 20:
+            drawn.append(resampled_motion(parts, bootstrap_weights(np.full(48, 1 / 48), 100, k), seed=k))
+    for equal in EQUALS:
+        values = np.array([one.per_progress(equal)[0] for one in found])
+        resampled = np.array([one.per_progress(equal) for one in drawn])
+        assert 0.85 < np.median(resampled.std(axis=1)) / values.std() < 1.4
+        assert 0.95 < np.median(np.median(resampled, axis=1) / values[:20]) < 1.1
+
+
+def test_rows_that_say_the_same_leave_nothing_uncertain() -> None:
+    """v is a mean over tokens: a row twice as long, with twice the gradient, is no other row."""
+    skill, scores, scale, _ = example(rows=5)
+    tokens = np.array([1, 7, 2, 2, 4])
+    parts = parts_of(skill, scores[0] * tokens[:, None], scale, tokens)
+    found, whole = resampled_motion(parts, np.full((20, 9), 1 / 9), seed=0), motion(parts, parts.every_row)
+    for drawn, value in zip(found, whole, strict=True):
+        assert drawn == pytest.approx(value[0], rel=1e-12)
+    single = parts_of(skill, scores[:1], scale, np.array([3]))
+    alone = resampled_motion(single, np.full((20, 9), 1 / 9), seed=0)
+    assert alone.leak_squared == pytest.approx(motion(single, single.every_row).leak_squared[0])
 
 
 def test_sets_are_resampled_apart_and_again_alike() -> None:
