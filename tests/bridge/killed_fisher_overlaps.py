@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from bridge.fisher_overlap import MEMORY_ADVICE
 from bridge.fisher_overlap import main as command
-from tests.bridge.killing import Killed, kill_everywhere
+from tests.bridge.killing import Killed, kill_everywhere, like_another
 
 PICTURES = ("overlap.png", "relative.png", "energy.png", "blocks.png")
 COMPARED = ("fisher_overlap.json", "samples.jsonl", "statistics.npz", "report.html", *PICTURES)
@@ -36,24 +35,10 @@ def main(folder: Path) -> None:
         arguments=lambda out: options(folder, out, "--memory", "1e-6"),
         compared=COMPARED,
         watch=lambda at: None,
-        skip=_like_another(),
+        skip=like_another(lambda m: m in ALIKE or (m.startswith("before") and m not in BEFORE)),
         often=(4, 11),
     )
     kill_everywhere(killed, folder)
-
-
-def _like_another() -> Callable[[str], bool]:
-    """Whether a moment is like one that was tried: the same but for a number, a picture, or before a rename."""
-    tried: set[str] = set()
-
-    def skip(moment: str) -> bool:
-        kind = re.sub(r"\d+", "#", re.sub(r"\w+\.png", "PICTURE", moment))
-        if kind in tried or moment in ALIKE or (moment.startswith("before") and moment not in BEFORE):
-            return True
-        tried.add(kind)
-        return False
-
-    return skip
 
 
 def _import_everything() -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from bridge.overlap import MEMORY_ADVICE
 from bridge.overlap import main as command
-from tests.bridge.killing import Killed, kill_everywhere
+from tests.bridge.killing import Killed, kill_everywhere, like_another
 from tests.bridge.tiny_overlaps import overlap_options
 
 PICTURES = ("scores.png", "modules.png", "damage.png")
@@ -26,24 +24,10 @@ def main(folder: Path) -> None:
         arguments=lambda out: overlap_options(folder, out, *more),
         compared=COMPARED,
         watch=lambda at: None,
-        skip=_like_another(),
+        skip=like_another(lambda moment: moment.startswith("before") and moment not in BEFORE),
         often=(3, 25),
     )
     kill_everywhere(killed, folder)
-
-
-def _like_another() -> Callable[[str], bool]:
-    """Whether a moment is like one that was tried: the same but for a number, or the moment before a rename."""
-    tried: set[str] = set()
-
-    def skip(moment: str) -> bool:
-        kind = re.sub(r"\d+", "#", moment)
-        if kind in tried or (moment.startswith("before") and moment not in BEFORE):
-            return True
-        tried.add(kind)
-        return False
-
-    return skip
 
 
 def _import_everything() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bridge.estimate_aic import MEMORY_ADVICE
 from bridge.estimate_aic import main as command
-from tests.bridge.killing import At, Killed, kill_everywhere
+from tests.bridge.killing import At, Killed, kill_everywhere, like_another
 from tests.bridge.tiny_runs import options
 
 BEFORE = ("before velocity.safetensors", "before aic.json")  # elsewhere the moment before a rename is like the last
@@ -24,7 +24,7 @@ def main(folder: Path, optimizer: str) -> None:
         arguments=lambda out: options(folder, *more, "--out", str(out)),
         compared=COMPARED,
         watch=_watch,
-        skip=lambda moment: moment.startswith("before") and moment not in BEFORE,
+        skip=like_another(lambda moment: moment.startswith("before") and moment not in BEFORE),
     )
     kill_everywhere(killed, folder)
 

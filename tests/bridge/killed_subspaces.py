@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from bridge.subspaces import MEMORY_ADVICE, app
-from tests.bridge.killing import Killed, kill_everywhere
+from tests.bridge.killing import Killed, kill_everywhere, like_another
 
 REPORT = ("report.html",)
 ENERGY = ("energy.json", "energy.npz", "energy.png", "layers.png", *REPORT)
@@ -38,7 +36,7 @@ def main(folder: Path) -> None:
             arguments=partial(_writing_to, arguments),
             compared=compared,
             watch=lambda at: None,
-            skip=_like_another(),
+            skip=like_another(_left_out),
             often=often,
         )
         kill_everywhere(killed, folder / f"killed-{name}")
@@ -48,22 +46,10 @@ def _writing_to(arguments: list[str], out: Path) -> list[str]:
     return [*arguments, "--out", str(out)]
 
 
-def _like_another() -> Callable[[str], bool]:
-    """Whether a moment is like one that was tried: the same but for a number, a picture, or the time before a rename.
-
-    Before a result or a model's folder appears is tried.
-    """
-    tried: set[str] = set()
-
-    def skip(moment: str) -> bool:
-        kind = re.sub(r"\d+", "#", moment)
-        early = moment.startswith("before") and not moment.endswith((".json", "model"))
-        if kind in tried or early or moment.endswith((".png", "manifest.json")):
-            return True
-        tried.add(kind)
-        return False
-
-    return skip
+def _left_out(moment: str) -> bool:
+    """Pictures, and the time before a rename, but for that before a result or a model's folder appears."""
+    early = moment.startswith("before") and not moment.endswith((".json", "model"))
+    return early or moment.endswith((".png", "manifest.json"))
 
 
 def _import_everything() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -36,6 +37,20 @@ class Killed:
     skip: Callable[[str], bool] = lambda moment: False
     normal: Callable[[str, bytes], bytes] = lambda name, content: content
     often: tuple[int, int] = (3, 4)
+
+
+def like_another(left_out: Callable[[str], bool]) -> Callable[[str], bool]:
+    """A `skip`: whether a moment is left out, or like one that was tried: the same but for a number or a picture."""
+    tried: set[str] = set()
+
+    def skip(moment: str) -> bool:
+        kind = re.sub(r"\d+", "#", re.sub(r"\w+\.png", "PICTURE", moment))
+        if kind in tried or left_out(moment):
+            return True
+        tried.add(kind)
+        return False
+
+    return skip
 
 
 def kill_everywhere(killed: Killed, folder: Path) -> None:
