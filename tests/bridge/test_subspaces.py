@@ -334,8 +334,9 @@ def test_the_same_command_again_computes_nothing(
 
 
 def test_an_interrupted_run_goes_on(
-    place: Path, energy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+    place: Path, energy: Path, drawn: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:  # fmt: skip
     calls, real = [], subspaces_energy.tensor_energies
 
     def counted(*arguments: Any) -> Any:
