@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -46,7 +47,13 @@ def start(environment: Mapping[str, str], *options: str) -> subprocess.Popen[str
     return subprocess.Popen(
         [sys.executable, "-m", "bridge.harmfulness", *options],
         cwd=ROOT, env=os.environ | keys | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=_heed_interrupts,
     )  # fmt: skip
+
+
+def _heed_interrupts() -> None:
+    """Tests started in the background of a shell script are deaf to interrupts, and so would the command be."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def number(record: Record) -> int:
