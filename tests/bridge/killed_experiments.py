@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import re
 import sys
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from bridge.safety_subspaces import MEMORY_ADVICE
 from bridge.safety_subspaces import main as command
 from tests.bridge.killed_finetunes import import_everything
-from tests.bridge.killing import Killed, kill_everywhere
+from tests.bridge.killed_sequences import kill_sequence
 from tests.bridge.tiny_experiments import write_experiment
 
 MOMENTS = {"after useful-finetuned.json", "tick of models measured"}
@@ -31,42 +27,7 @@ def main(folder: Path) -> None:
     from bridge import safety_subspaces_run, subspaces_energy, subspaces_mso  # noqa: F401
 
     settings = write_experiment(folder, "killed.toml", top=TOP)
-    _in_child(str(settings), folder / "whole")
-    files = sorted(str(p.relative_to(folder / "whole")) for p in (folder / "whole").rglob("*") if p.is_file())
-    killed = Killed(
-        main=command,
-        advice=MEMORY_ADVICE,
-        arguments=lambda out: ["--settings", str(settings), "--out", str(out)],
-        compared=[name for name in files if name != "manifest.json"],
-        watch=lambda at: None,
-        skip=lambda moment: moment not in MOMENTS,
-        normal=_without_time_and_place,
-        often=(60, 60),
-    )
-    kill_everywhere(killed, folder)
-
-
-def _in_child(settings: str, out: Path) -> None:
-    """A whole run, for the names of its files; in a child, since later forks would lose its threads."""
-    child = os.fork()
-    if child == 0:
-        with open(os.devnull, "w") as null, redirect_stdout(null), redirect_stderr(null):
-            os._exit(command(settings, out))
-    if os.waitpid(child, 0)[1] != 0:
-        raise SystemExit("the undisturbed run failed")
-
-
-def _without_time_and_place(name: str, content: bytes) -> bytes:
-    """What may differ are seconds, memory, and the paths of the run itself."""
-    content = re.sub(rb"/(?:undisturbed|killed-\d+|often)/", b"/RUN/", content)
-    if name.endswith(".jsonl"):
-        return re.sub(rb'"latency": [0-9.e-]+', b"", content)
-    if name.endswith(("manifest.json", "finetune.json")):
-        found = json.loads(content)
-        for key in ("seconds", "wall_seconds", "peak_memory_bytes", "stage_seconds"):
-            found.pop(key, None)
-        return json.dumps(found).encode()
-    return content
+    kill_sequence(command, MEMORY_ADVICE, settings, folder, MOMENTS, (60, 60))
 
 
 if __name__ == "__main__":

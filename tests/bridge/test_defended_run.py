@@ -50,7 +50,7 @@ OPTIONS = {"none": (), "static": (), "tracked": (), "budget": ("--max-utility-lo
 
 @pytest.mark.parametrize(("method", "kinds"), [("full", ("none", "static", "budget")), ("lora", ("tracked", "budget"))])
 def test_each_defence(
-    llama: Path, method: str, kinds: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    llama: Path, method: str, kinds: tuple[str, ...], tmp_path: Path, drawn: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = {kind: defended(llama, method, kind, tmp_path / kind, capsys, *OPTIONS[kind]) for kind in kinds}
     for kind, (record, printed, told) in found.items():

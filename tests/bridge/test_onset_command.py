@@ -156,7 +156,9 @@ def test_the_overlap_is_removed_on_other_samples_and_its_rest_is_told(
     assert slow == (found["acceleration_along_velocity"] < 0)
 
 
-def test_lora_with_a_pilot_and_the_full_run(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lora_with_a_pilot_and_the_full_run(
+    place: Path, tmp_path: Path, drawn: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = ("--method", "lora", "--lora-rank", "2", "--pilot-steps", "3", "--full", "--pilot-batch-size", "2")
     code, printed, told = onset(capsys, *onset_options(place, tmp_path / "run", *options, "--pilot-epochs", "2"))
     assert code == 0, told
