@@ -1,8 +1,8 @@
 """Pictures without drawing: most of a tiny run's time goes into laying out text, which no test but a few looks at.
 
-A sketch holds what a figure shows (data, labels, scales, colours) where the drawn PNG holds its pixels. Runs of fixtures
-of a module or a session are drawn, those in a test are sketched, unless it asks for the fixture `drawn`: one run of every
-command that makes pictures is to be drawn.
+A sketch holds what a figure shows (data, labels, scales, colours) where the drawn PNG holds its pixels. Runs of
+fixtures of a module or a session are drawn, those in a test are sketched, unless it asks for the fixture `drawn`: one
+run of every command that makes pictures is to be drawn.
 """
 
 from __future__ import annotations
