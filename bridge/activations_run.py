@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,11 +24,11 @@ from bridge.skill import run_name
 from bridge.subjects import open_subject, subject_identity
 from commands.errors import UserError
 from commands.progress import Progress
+from commands.runs import result_of
 from commands.store import (
     Part,
     RunFolder,
     read_arrays,
-    read_result,
     short_hash,
     write_arrays,
     write_atomically,
@@ -71,15 +72,12 @@ def run(settings: Settings, out: Path | None = None, quiet: bool = False) -> Pat
     }
     default = Path("runs") / "activations" / f"{run_name(settings.model)}-{short_hash(identity)}"
     folder = RunFolder(out or default, COMMAND, identity)
-    try:
-        already = folder.complete
-        if not already:
-            _measure(subject, chat, chosen, layers, settings, folder, progress)
-        found = read_result(folder.path / "activations.json")
-        if already:
-            progress.say(f"complete already: {folder.path}{folder.made_with()}")
-    finally:
-        folder.close()
+    found = result_of(
+        folder,
+        "activations.json",
+        partial(_measure, subject, chat, chosen, layers, settings, folder, progress),
+        progress,
+    )
     if not quiet:
         activations_report.print_table(found)
         print(f"\n{folder.path / 'report.html'}")

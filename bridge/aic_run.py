@@ -13,12 +13,13 @@ import torch
 
 from bridge import measure, models, pictures, report, result
 from bridge.data import ChatFormat, Sample, load_rows
-from bridge.measure import Subject
+from bridge.measure import Subject, subject_of
 from bridge.models import LoadedModel
 from bridge.skill import Drawing, check_positions, draw_samples, encode, model_identity, run_name, token_hash
-from bridge.taps import probe, select_modules
+from bridge.taps import probe
 from commands.progress import Progress
-from commands.store import RunFolder, read_result, short_hash, write_arrays, write_atomically, write_json
+from commands.runs import result_of
+from commands.store import RunFolder, short_hash, write_arrays, write_atomically, write_json
 from theory.statistics import ScoreStatistics
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def run(settings: Settings, out: Path | None = None, quiet: bool = False) -> Pat
     loaded = models.load(
         settings.model, dtype=settings.dtype, device=settings.device, seed=settings.seed, report=progress.say
     )
-    subject = _subject(loaded, settings)
+    subject = subject_of(loaded, settings.modules, settings.batch_size, settings.memory)
     chat = ChatFormat(loaded.tokenizer)
     skill, finetune = (
         encode(
@@ -69,38 +70,35 @@ def run(settings: Settings, out: Path | None = None, quiet: bool = False) -> Pat
     }
     default = Path("runs") / "estimate_aic" / f"{run_name(settings.model)}-{short_hash(identity)}"
     folder = RunFolder(out or default, COMMAND, identity)
-    try:
-        already = folder.complete
-        if not already:
-            if sampled:
-                how = Drawing(
-                    draws=settings.draws,
-                    max_new_tokens=settings.max_new_tokens,
-                    max_length=settings.max_length,
-                    batch_size=settings.batch_size,
-                    seed=settings.seed,
-                )
-                skill = draw_samples(loaded, chat, skill, how, folder, progress)
-            _measure(loaded, subject, skill, finetune, settings, folder, progress)
-        found = read_result(folder.path / "aic.json")
-        if already:
-            progress.say(f"complete already: {folder.path}{folder.made_with()}")
-    finally:
-        folder.close()
+
+    def measured() -> None:
+        samples = _draw(loaded, chat, skill, settings, folder, progress) if sampled else skill
+        _measure(loaded, subject, samples, finetune, settings, folder, progress)
+
+    found = result_of(folder, "aic.json", measured, progress)
     if not quiet:
         report.print_table(found, asdict(settings))
         print(f"\n{folder.path / 'report.html'}")
     return folder.path
 
 
-def _subject(loaded: LoadedModel, settings: Settings) -> Subject:
-    return Subject(
-        model=loaded.model,
-        modules=select_modules(loaded.model, settings.modules),
-        pad_id=int(loaded.tokenizer.pad_token_id),
+def _draw(
+    loaded: LoadedModel,
+    chat: ChatFormat,
+    skill: Sequence[Sample],
+    settings: Settings,
+    folder: RunFolder,
+    progress: Progress,
+) -> list[Sample]:
+    """The skill's samples with the model's own responses."""
+    how = Drawing(
+        draws=settings.draws,
+        max_new_tokens=settings.max_new_tokens,
+        max_length=settings.max_length,
         batch_size=settings.batch_size,
-        memory_bytes=int(settings.memory * 2**30),
+        seed=settings.seed,
     )
+    return draw_samples(loaded, chat, skill, how, folder, progress)
 
 
 def _measure(

@@ -18,7 +18,8 @@ from bridge.training import TrainingLog
 from bridge.tuning import parameter_kinds, tune, update_summary
 from commands.errors import UserError
 from commands.progress import Progress
-from commands.store import SCHEMA_VERSION, RunFolder, read_result, short_hash, write_atomically, write_json
+from commands.runs import result_of
+from commands.store import SCHEMA_VERSION, RunFolder, short_hash, write_atomically, write_json
 
 if TYPE_CHECKING:
     from bridge.finetune import Settings
@@ -60,15 +61,9 @@ def run(settings: Settings, out: Path | None = None, quiet: bool = False) -> Pat
     }
     default = Path("runs") / "finetune" / f"{run_name(settings.model)}-{short_hash(identity)}"
     folder = RunFolder(out or default, COMMAND, identity)
-    try:
-        already = folder.complete
-        if not already:
-            _finetune(loaded, chosen, settings, defended, folder, progress)
-        found = read_result(folder.path / "finetune.json")
-        if already:
-            progress.say(f"complete already: {folder.path}{folder.made_with()}")
-    finally:
-        folder.close()
+    found = result_of(
+        folder, "finetune.json", partial(_finetune, loaded, chosen, settings, defended, folder, progress), progress
+    )
     if not quiet:
         finetune_report.print_table(found)
         finetune_report.print_paths(found, folder.path)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from commands.errors import UserError
 from commands.progress import Progress
 from commands.store import Checkpoints, read_arrays, write_arrays
 from theory.statistics import FisherKind, ScoreStatistics
+
+if TYPE_CHECKING:
+    from bridge.models import LoadedModel
 
 Optimizer = Literal["sgd", "adamw"]
 
@@ -60,6 +63,28 @@ class Subject:
     def batches(self, samples: Sequence[Sample]) -> list[Batch]:
         """The samples in batches on the device."""
         return make_batches(samples, self.batch_size, self.pad_id, self.device)
+
+
+def subject_of(loaded: LoadedModel, modules: str | None, batch_size: int, memory: float) -> Subject:
+    """The subject that a command's options ask for.
+
+    Args:
+        loaded: the model.
+        modules: regular expression for the linear modules that make up theta; None for all of the blocks.
+        batch_size: samples computed at a time.
+        memory: what scores may take, in GiB.
+
+    Raises:
+        UserError: no linear module matches, or the model has none that can be used.
+
+    """
+    return Subject(
+        model=loaded.model,
+        modules=taps.select_modules(loaded.model, modules),
+        pad_id=int(loaded.tokenizer.pad_token_id),
+        batch_size=batch_size,
+        memory_bytes=int(memory * 2**30),
+    )
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class AlignmentMonitor(TrainerCallback, ExportableState):
         rank: int | None = None,
         max_utility_loss: float | None = None,
         on_budget: OnBudget = "warn",
-        max_overhead: float = 0.12,
+        max_overhead: float = 0.14,
         batch_size: int | None = None,
         logits_dtype: str | None = None,
         seed: int = 0,

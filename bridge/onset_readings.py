@@ -24,7 +24,7 @@ def path_name(result: Mapping[str, Any]) -> str:
     """The path that was taken, for people."""
     kind = "gradient descent" if result["optimizer"] == "sgd" else "AdamW with frozen second moments"
     of = " on LoRA's factors" if result["method"] == "lora" else ""
-    without = ", the overlap removed" if result["removed"] else ""
+    without = " with the overlap removed" if result["removed"] else ""
     return f"{kind}{of}{without}"
 
 

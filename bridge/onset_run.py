@@ -13,7 +13,7 @@ import torch
 
 from bridge import models, onset_report, onset_result
 from bridge.data import ChatFormat, Sample, load_rows
-from bridge.measure import Subject
+from bridge.measure import subject_of
 from bridge.models import LoadedModel
 from bridge.onset_prediction import (
     MEASURED,
@@ -31,15 +31,15 @@ from bridge.output_space import TokenMoments
 from bridge.pilot import check_length, run_pilot
 from bridge.real_path import FullPath, LoraPath, RealPath, rounding_move
 from bridge.skill import Drawing, check_positions, draw_samples, encode, model_identity, run_name, token_hash
-from bridge.taps import probe, select_modules
+from bridge.taps import probe
 from bridge.update_maps import LowRank, UpdateMap
 from bridge.utility_loss import measure_utility_loss
 from commands.progress import Progress
+from commands.runs import result_of
 from commands.store import (
     Part,
     RunFolder,
     read_arrays,
-    read_result,
     short_hash,
     write_arrays,
     write_atomically,
@@ -68,13 +68,7 @@ def run(settings: Settings, out: Path | None = None, quiet: bool = False) -> Pat
     loaded = models.load(
         settings.model, dtype=settings.dtype, device=settings.device, seed=settings.seed, report=progress.say
     )
-    subject = Subject(
-        model=loaded.model,
-        modules=select_modules(loaded.model, settings.modules),
-        pad_id=int(loaded.tokenizer.pad_token_id),
-        batch_size=settings.batch_size,
-        memory_bytes=int(settings.memory * 2**30),
-    )
+    subject = subject_of(loaded, settings.modules, settings.batch_size, settings.memory)
     chat = ChatFormat(loaded.tokenizer)
     counts = {"skill": settings.rows_of_skill, "finetune": settings.num_finetune}
     skill, finetune = (
@@ -104,16 +98,12 @@ def run(settings: Settings, out: Path | None = None, quiet: bool = False) -> Pat
     }
     default = Path("runs") / "onset" / f"{run_name(settings.model)}-{short_hash(identity)}"
     folder = RunFolder(out or default, COMMAND, identity)
-    try:
-        already = folder.complete
-        if not already:
-            sets = _draw(loaded, chat, skill, settings, folder, progress)
-            _measure(Run(loaded, subject, sets, finetune, settings, folder, progress))
-        found = read_result(folder.path / "onset.json")
-        if already:
-            progress.say(f"complete already: {folder.path}{folder.made_with()}")
-    finally:
-        folder.close()
+
+    def measured() -> None:
+        sets = _draw(loaded, chat, skill, settings, folder, progress)
+        _measure(Run(loaded, subject, sets, finetune, settings, folder, progress))
+
+    found = result_of(folder, "onset.json", measured, progress)
     if not quiet:
         onset_report.print_table(found)
         print(f"\n{folder.path / 'report.html'}")

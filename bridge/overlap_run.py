@@ -17,7 +17,7 @@ from bridge.data import ChatFormat, Row, RowSet, Sample, load_rows
 from bridge.deltas import WeightDelta, open_delta, parameter_files, save_snapshot, set_weights, weights_folder
 from bridge.first_order import first_order
 from bridge.generate import check_room, generate_texts
-from bridge.measure import Subject
+from bridge.measure import Subject, subject_of
 from bridge.models import LoadedModel
 from bridge.refusals import is_refusal, refusal_rate
 from bridge.rows import load_prompts
@@ -30,16 +30,16 @@ from bridge.skill import (
     run_name,
     token_hash,
 )
-from bridge.taps import probe, select_modules
+from bridge.taps import probe
 from bridge.tensor_files import TensorFiles
 from bridge.utility_loss import measure_utility_loss
 from commands.errors import UserError
 from commands.progress import Progress
+from commands.runs import result_of
 from commands.store import (
     Part,
     RunFolder,
     read_arrays,
-    read_result,
     short_hash,
     write_arrays,
     write_atomically,
@@ -81,13 +81,7 @@ def run(settings: Settings, out: Path | None = None, quiet: bool = False) -> Pat
     loaded = models.load(
         settings.model, dtype=settings.dtype, device=settings.device, seed=settings.seed, report=progress.say
     )
-    subject = Subject(
-        model=loaded.model,
-        modules=select_modules(loaded.model, settings.modules),
-        pad_id=int(loaded.tokenizer.pad_token_id),
-        batch_size=settings.batch_size,
-        memory_bytes=int(settings.memory * 2**30),
-    )
+    subject = subject_of(loaded, settings.modules, settings.batch_size, settings.memory)
     deltas = {label: open_delta(path, loaded, require_nonzero=True) for label, path in settings.delta.items()}
     chat = ChatFormat(loaded.tokenizer)
     samples = encode(
@@ -115,16 +109,9 @@ def run(settings: Settings, out: Path | None = None, quiet: bool = False) -> Pat
     }
     default = Path("runs") / "overlap" / f"{run_name(settings.model)}-{short_hash(identity)}"
     folder = RunFolder(out or default, COMMAND, identity)
-    try:
-        already = folder.complete
-        if not already:
-            asked = prompts.rows if prompts else ()
-            _measure(_Run(loaded, subject, chat, deltas, asked, settings, folder, progress), samples)
-        found = read_result(folder.path / "overlap.json")
-        if already:
-            progress.say(f"complete already: {folder.path}{folder.made_with()}")
-    finally:
-        folder.close()
+    asked = prompts.rows if prompts else ()
+    this = _Run(loaded, subject, chat, deltas, asked, settings, folder, progress)
+    found = result_of(folder, "overlap.json", partial(_measure, this, samples), progress)
     if not quiet:
         overlap_report.print_table(found)
         print(f"\n{folder.path / 'report.html'}")

@@ -12,12 +12,12 @@ import numpy as np
 
 from bridge import cleaned_rows, measure, models, risk_report, risk_result
 from bridge.data import ChatFormat, EncodedRows, RowSet, Sample, encode_rows, load_rows
-from bridge.measure import Subject
+from bridge.measure import Subject, subject_of
 from bridge.models import LoadedModel
 from bridge.risk_result import Candidate, Question, Skill
 from bridge.row_attribution import RowProducts, measure_exact_leak, measure_row_losses, measure_row_products
 from bridge.skill import Drawing, check_positions, draw_samples, encode, model_identity, run_name, token_hash
-from bridge.taps import probe, select_modules
+from bridge.taps import probe
 from commands.errors import UserError
 from commands.options import require
 from commands.progress import Progress
@@ -95,13 +95,7 @@ def run(settings: Settings, out: Path | None = None, clean_out: Path | None = No
     loaded = models.load(
         settings.model, dtype=settings.dtype, device=settings.device, seed=settings.seed, report=progress.say
     )
-    subject = Subject(
-        model=loaded.model,
-        modules=select_modules(loaded.model, settings.modules),
-        pad_id=int(loaded.tokenizer.pad_token_id),
-        batch_size=settings.batch_size,
-        memory_bytes=int(settings.memory * 2**30),
-    )
+    subject = subject_of(loaded, settings.modules, settings.batch_size, settings.memory)
     chat = ChatFormat(loaded.tokenizer)
     samples = encode(
         "--skill",

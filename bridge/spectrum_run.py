@@ -3,38 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bridge import measure, models, spectrum_report
-from bridge.data import ChatFormat, Sample, load_rows
-from bridge.measure import Subject
-from bridge.models import LoadedModel
-from bridge.skill import (
-    Drawing,
-    check_positions,
-    draw_samples,
-    encode,
-    model_identity,
-    run_name,
-    token_hash,
-)
-from bridge.taps import group_by_block, probe, select_modules
+from bridge import spectrum_report
+from bridge.data import Sample
+from bridge.skill_scores import Skills, open_skills, write_samples
+from bridge.taps import group_by_block
 from commands.progress import Progress
-from commands.store import (
-    SCHEMA_VERSION,
-    Checkpoints,
-    Part,
-    RunFolder,
-    read_result,
-    short_hash,
-    write_arrays,
-    write_atomically,
-    write_json,
-)
+from commands.runs import result_of
+from commands.store import SCHEMA_VERSION, Checkpoints, Part, RunFolder, write_arrays, write_json
 from theory.growth import effective_rank_growth
 from theory.nulls import centred_normalised_effective_rank, norm_shuffled_effective_rank
 from theory.spectra import effective_rank, mean_score_share, spectrum, split_half
@@ -57,88 +39,31 @@ def run(settings: Settings, out: Path | None = None, quiet: bool = False) -> Pat
     """
     settings.check()
     progress = Progress(quiet)
-    rows = [load_rows(skill, skip_bad_rows=settings.skip_bad_rows) for skill in settings.skill]
-    loaded = models.load(
-        settings.model, dtype=settings.dtype, device=settings.device, seed=settings.seed, report=progress.say
-    )
-    subject = Subject(
-        model=loaded.model,
-        modules=select_modules(loaded.model, settings.modules),
-        pad_id=int(loaded.tokenizer.pad_token_id),
-        batch_size=settings.batch_size,
-        memory_bytes=int(settings.memory * 2**30),
-    )
-    chat = ChatFormat(loaded.tokenizer)
-    options: Any = {
-        "count": settings.num_skill,
-        "max_length": settings.max_length,
-        "seed": settings.seed,
-        "skip_bad_rows": settings.skip_bad_rows,
-    }
-    skills = {
-        name: encode("--skill", part, chat, progress=progress, **options)
-        for name, part in zip(settings.skill, rows, strict=True)
-    }
-    for samples in skills.values():
-        sampled = settings.fisher == "sampled"
-        check_positions(loaded, [] if sampled else samples, samples if sampled else [], settings.max_new_tokens)
-    identity = asdict(settings) | {
-        "skill": list(settings.skill),
-        **model_identity(loaded),
-        "tokens": [token_hash(samples) for samples in skills.values()],
-        "end_token_ids": list(chat.end_token_ids),
-        "skill_sha256": [part.sha256 for part in rows],
-    }
-    default = Path("runs") / "spectrum" / f"{run_name(settings.model)}-{short_hash(identity)}"
-    folder = RunFolder(out or default, COMMAND, identity)
-    try:
-        already = folder.complete
-        if not already:
-            _measure(loaded, subject, chat, skills, settings, folder, progress)
-        found = read_result(folder.path / "spectrum.json")
-        if already:
-            progress.say(f"complete already: {folder.path}{folder.made_with()}")
-    finally:
-        folder.close()
+    skills = open_skills(settings, progress)
+    folder = skills.open_folder(COMMAND, out)
+    found = result_of(folder, "spectrum.json", partial(_measure, skills, settings, folder, progress), progress)
     if not quiet:
         spectrum_report.print_table(found)
         print(f"\n{folder.path / 'report.html'}")
     return folder.path
 
 
-def _measure(
-    loaded: LoadedModel,
-    subject: Subject,
-    chat: ChatFormat,
-    skills: dict[str, list[Sample]],
-    settings: Settings,
-    folder: RunFolder,
-    progress: Progress,
-) -> None:
+def _measure(skills: Skills, settings: Settings, folder: RunFolder, progress: Progress) -> None:
     """All stages from the samples to the finished folder."""
-    how = Drawing(
-        draws=settings.draws,
-        max_new_tokens=settings.max_new_tokens,
-        max_length=settings.max_length,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-    )
-    lines: list[str] = []
+    everything: list[Sample] = []
     arrays: dict[str, np.ndarray] = {}
     found: dict[str, Any] = {}
-    for number, (name, samples) in enumerate(skills.items()):
+    for number, name in enumerate(skills.samples):
         part = Part(folder, f"skill-{number}")
         progress.say(f"skill {name}")
-        if settings.fisher == "sampled":
-            samples = draw_samples(loaded, chat, samples, how, part, progress)
-        probe(subject.model, subject.modules, subject.batches(samples[:1])[0])
-        modules = _statistics(subject, samples, settings, part, progress)
+        samples = skills.answered(name, settings.seed, part, progress)
+        modules = _statistics(skills, samples, part, progress)
         groups = np.unique([s.group for s in samples], return_inverse=True)[1]
         found[name] = _assemble(modules, groups, settings)
         arrays |= {f"{name}/{key}": stats.gram for key, stats in modules.items()}
-        lines += [replace(s, set=name).to_json() for s in samples]
+        everything += samples
         folder.note_progress()
-    write_atomically(folder.path / "samples.jsonl", ("\n".join(lines) + "\n").encode())
+    write_samples(folder.path / "samples.jsonl", everything)
     write_arrays(folder.path / "statistics.npz", arrays)
     result = {
         "schema_version": SCHEMA_VERSION,
@@ -153,25 +78,24 @@ def _measure(
 
 
 def _statistics(
-    subject: Subject, samples: Sequence[Sample], settings: Settings, folder: Checkpoints, progress: Progress
+    skills: Skills, samples: Sequence[Sample], folder: Checkpoints, progress: Progress
 ) -> dict[str, ScoreStatistics]:
     """Score statistics of every module without an update: velocity and acceleration are zero."""
     labels = tuple(sample.id for sample in samples)
     nothing = np.zeros(len(samples))
-    products = measure.measure_products(subject, samples, {}, folder, progress)
     return {
         name: ScoreStatistics(
-            gram=arrays["gram"],
+            gram=gram,
             velocity=nothing,
             acceleration=nothing,
             velocity_squared=0.0,
             acceleration_squared=0.0,
             velocity_dot_acceleration=0.0,
-            dimension=subject.weights[name].numel(),
-            fisher=settings.fisher,
+            dimension=skills.subject.weights[name].numel(),
+            fisher=skills.settings.fisher,
             labels=labels,
         )
-        for name, arrays in products.items()
+        for name, gram in skills.grams(samples, folder, progress).items()
     }
 
 

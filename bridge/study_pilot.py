@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from bridge import models
 from bridge.data import ChatFormat, load_rows
-from bridge.measure import Subject
+from bridge.measure import subject_of
 from bridge.mixtures import select_samples
 from bridge.onset_result import pilot_result
 from bridge.pilot import check_length, run_pilot
 from bridge.skill import Drawing, check_positions, draw_samples, encode, model_identity, token_hash
-from bridge.taps import select_modules
 from commands.progress import Progress
 from commands.store import RunFolder, write_json
 
@@ -74,13 +73,7 @@ def run(settings: Settings, skill: dict[str, Any], steps: int, out: Path, progre
                 **{key: skill[key] for key in ("draws", "max_new_tokens", "max_length", "batch_size", "seed")}
             )
             samples = draw_samples(loaded, chat, asked, how, folder, progress)
-            subject = Subject(
-                model=loaded.model,
-                modules=select_modules(loaded.model, skill["modules"]),
-                pad_id=int(loaded.tokenizer.pad_token_id),
-                batch_size=skill["batch_size"],
-                memory_bytes=int(skill["memory"] * 2**30),
-            )
+            subject = subject_of(loaded, skill["modules"], skill["batch_size"], skill["memory"])
             batches = subject.batches(samples)
             points, log = run_pilot(
                 loaded, chosen.samples, batches, settings.plan, steps, False, subject.memory_bytes, folder, progress

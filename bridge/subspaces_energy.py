@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,35 +23,18 @@ from bridge.bases import (
     thin_svd,
     update_of,
 )
-from bridge.subspace_updates import (
-    DTYPES,
-    Updates,
-    cosine_of,
-    described,
-    device_of,
-    identity_of,
-    open_updates,
-    require_common,
-)
+from bridge.subspace_updates import DTYPES, Updates, cosine_of, described, require_common
+from bridge.subspaces_matrices import Opened, open_folder, open_matrices, write_results
 from bridge.taps import group_by_block
 from commands.progress import Progress
-from commands.store import (
-    SCHEMA_VERSION,
-    Part,
-    RunFolder,
-    read_arrays,
-    read_result,
-    short_hash,
-    write_arrays,
-    write_json,
-)
+from commands.runs import Arrays, arrays_of, result_of
+from commands.store import SCHEMA_VERSION, Part, RunFolder
 from theory.subspaces import energy_shares, isotropic_share, spread, weighted_share
 
 if TYPE_CHECKING:
     from bridge.subspaces import EnergySettings
 
 COMMAND = "bridge.subspaces energy"
-Arrays = dict[str, np.ndarray]
 
 
 def run(settings: EnergySettings, out: Path | None = None, quiet: bool = False) -> Path:
@@ -62,50 +46,27 @@ def run(settings: EnergySettings, out: Path | None = None, quiet: bool = False) 
     """
     settings.check()
     progress = Progress(quiet)
-    device = device_of(settings)
-    updates = open_updates(settings, progress)
-    matrices = updates.matrices(settings.modules)
-    for task in updates.others.values():
-        require_common(updates.alignment, task, matrices)
-    identity = identity_of(settings, updates, device)
-    folder = RunFolder(out or Path("runs") / f"subspaces-energy/{short_hash(identity)}", COMMAND, identity)
-    try:
-        already = folder.complete
-        if not already:
-            _measure(settings, updates, matrices, device, folder, progress)
-        found = read_result(folder.path / "energy.json")
-        if already:
-            progress.say(f"complete already: {folder.path}{folder.made_with()}")
-    finally:
-        folder.close()
+    opened = open_matrices(settings, progress)
+    for task in opened.updates.others.values():
+        require_common(opened.updates.alignment, task, opened.matrices)
+    folder = open_folder(COMMAND, settings, opened, out)
+    found = result_of(folder, "energy.json", partial(_measure, settings, opened, folder, progress), progress)
     if not quiet:
         subspaces_report.print_energy(found)
         print(f"\n{folder.path / 'report.html'}")
     return folder.path
 
 
-def _measure(
-    settings: EnergySettings,
-    updates: Updates,
-    matrices: Sequence[str],
-    device: str,
-    folder: RunFolder,
-    progress: Progress,
-) -> None:
+def _measure(settings: EnergySettings, opened: Opened, folder: RunFolder, progress: Progress) -> None:
     """All tensors, one after the other, then the finished folder."""
-    names, two = updates.names(), set(matrices)
-    part = Part(folder, "tensor")
-    files = [part.checkpoint(f"{k}.npz") for k in range(len(names))]
-    with progress.stage("tensors", len(names), sum(file.exists() for file in files)) as tick:
-        for name, file in zip(names, files, strict=True):
-            if not file.exists():
-                write_arrays(file, tensor_energies(settings, updates, name, name in two, device))
-                tick()
-    arrays = {name: read_arrays(file) for name, file in zip(names, files, strict=True)}
-    result = assemble(settings, updates, matrices, arrays)
-    kept = {f"{name}/{key}": values for name, found in arrays.items() for key, values in found.items()}
-    write_arrays(folder.path / "energy.npz", kept)
-    write_json(folder.path / "energy.json", result)
+    updates, two = opened.updates, set(opened.matrices)
+
+    def energies(name: str) -> Arrays:
+        return tensor_energies(settings, updates, name, name in two, opened.device)
+
+    arrays = arrays_of(updates.names(), energies, Part(folder, "tensor"), "tensors", progress)
+    result = assemble(settings, updates, opened.matrices, arrays)
+    write_results(folder.path, "energy", result, arrays)
     subspaces_report.write_energy(result, asdict(settings), folder.path)
     folder.finish(stage_seconds={k: round(v, 2) for k, v in progress.seconds.items()})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,36 +14,19 @@ import torch
 
 from bridge import subspaces_report
 from bridge.bases import seeded, thin_svd, update_of
-from bridge.subspace_updates import (
-    DTYPES,
-    Updates,
-    cosine_of,
-    described,
-    device_of,
-    identity_of,
-    open_updates,
-    require_common,
-)
+from bridge.subspace_updates import DTYPES, Updates, cosine_of, described, require_common
+from bridge.subspaces_matrices import Opened, open_folder, open_matrices, write_results
 from bridge.taps import group_by_block
 from bridge.weight_delta import WeightDelta
 from commands.progress import Progress
-from commands.store import (
-    SCHEMA_VERSION,
-    Part,
-    RunFolder,
-    read_arrays,
-    read_result,
-    short_hash,
-    write_arrays,
-    write_json,
-)
+from commands.runs import Arrays, arrays_of, result_of
+from commands.store import SCHEMA_VERSION, Part, RunFolder
 from theory.subspaces import ROUNDING, chance_overlap, overlaps_at, permutation_p_value, ranks_by_energy
 
 if TYPE_CHECKING:
     from bridge.subspaces import MsoSettings
 
 COMMAND = "bridge.subspaces mso"
-Arrays = dict[str, np.ndarray]
 _ROUNDING = {"float64": ROUNDING, "float32": 1e-5}  # of an overlap, relative, by the dtype of the decompositions
 
 
@@ -55,22 +39,11 @@ def run(settings: MsoSettings, out: Path | None = None, quiet: bool = False) -> 
     """
     settings.check()
     progress = Progress(quiet)
-    device = device_of(settings)
-    updates = open_updates(settings, progress)
-    matrices = updates.matrices(settings.modules)
-    for first, second in combinations(compared(updates).values(), 2):
-        require_common(first, second, matrices)
-    identity = identity_of(settings, updates, device)
-    folder = RunFolder(out or Path("runs") / f"subspaces-mso/{short_hash(identity)}", COMMAND, identity)
-    try:
-        already = folder.complete
-        if not already:
-            _measure(settings, updates, matrices, device, folder, progress)
-        found = read_result(folder.path / "mso.json")
-        if already:
-            progress.say(f"complete already: {folder.path}{folder.made_with()}")
-    finally:
-        folder.close()
+    opened = open_matrices(settings, progress)
+    for first, second in combinations(compared(opened.updates).values(), 2):
+        require_common(first, second, opened.matrices)
+    folder = open_folder(COMMAND, settings, opened, out)
+    found = result_of(folder, "mso.json", partial(_measure, settings, opened, folder, progress), progress)
     if not quiet:
         subspaces_report.print_mso(found)
         print(f"\n{folder.path / 'report.html'}")
@@ -83,31 +56,19 @@ def compared(updates: Updates) -> dict[str, WeightDelta]:
     return {**first, **updates.others}
 
 
-def _measure(
-    settings: MsoSettings,
-    updates: Updates,
-    matrices: Sequence[str],
-    device: str,
-    folder: RunFolder,
-    progress: Progress,
-) -> None:
+def _measure(settings: MsoSettings, opened: Opened, folder: RunFolder, progress: Progress) -> None:
     """All matrices, one after the other, then the finished folder."""
-    deltas = compared(updates)
-    plan = Plan(settings.side, settings.energies, settings.permutations, settings.seed, settings.dtype, device)
-    part = Part(folder, "matrix")
-    files = [part.checkpoint(f"{k}.npz") for k in range(len(matrices))]
-    with progress.stage("matrices", len(matrices), sum(file.exists() for file in files)) as tick:
-        for name, file in zip(matrices, files, strict=True):
-            if not file.exists():
-                write_arrays(file, matrix_overlaps(deltas, name, plan))
-                tick()
-    arrays = {name: read_arrays(file) for name, file in zip(matrices, files, strict=True)}
+    deltas = compared(opened.updates)
+    plan = Plan(settings.side, settings.energies, settings.permutations, settings.seed, settings.dtype, opened.device)
+
+    def overlaps(name: str) -> Arrays:
+        return matrix_overlaps(deltas, name, plan)
+
+    arrays = arrays_of(opened.matrices, overlaps, Part(folder, "matrix"), "matrices", progress)
     about = {"modules": settings.modules} | asdict(plan) | {"energies": list(plan.energies)}
     del about["device"]
     result = {"schema_version": SCHEMA_VERSION, **about, **assemble(deltas, plan, arrays)}
-    kept = {f"{name}/{key}": values for name, found in arrays.items() for key, values in found.items()}
-    write_arrays(folder.path / "mso.npz", kept)
-    write_json(folder.path / "mso.json", result)
+    write_results(folder.path, "mso", result, arrays)
     subspaces_report.write_mso(result, asdict(settings), folder.path)
     folder.finish(stage_seconds={k: round(v, 2) for k, v in progress.seconds.items()})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,8 @@ from bridge.projections import ProjectedDelta, write_projected
 from bridge.subspace_updates import DTYPES, Updates, described, device_of, identity_of, open_updates
 from commands.errors import UserError
 from commands.progress import Progress
-from commands.store import SCHEMA_VERSION, RunFolder, read_result, short_hash, write_json
+from commands.runs import result_of
+from commands.store import SCHEMA_VERSION, RunFolder, short_hash, write_json
 
 if TYPE_CHECKING:
     from bridge.subspaces import ProjectSettings
@@ -37,15 +39,7 @@ def run(settings: ProjectSettings, out: Path | None = None, quiet: bool = False)
     _base_of(updates)
     identity = identity_of(settings, updates, device)
     folder = RunFolder(out or Path("runs") / f"subspaces-project/{short_hash(identity)}", COMMAND, identity)
-    try:
-        already = folder.complete
-        if not already:
-            _project(settings, updates, device, folder, progress)
-        found = read_result(folder.path / "project.json")
-        if already:
-            progress.say(f"complete already: {folder.path}{folder.made_with()}")
-    finally:
-        folder.close()
+    found = result_of(folder, "project.json", partial(_project, settings, updates, device, folder, progress), progress)
     if not quiet:
         subspaces_report.print_project(found)
         print(f"\n{folder.path}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,8 @@ from bridge.subjects import open_subject, subject_identity
 from bridge.utility import HELDOUT, find_decoding
 from commands.errors import UserError
 from commands.progress import Progress
-from commands.store import SCHEMA_VERSION, Checkpoints, RunFolder, read_result, short_hash, write_json
+from commands.runs import result_of
+from commands.store import SCHEMA_VERSION, Checkpoints, RunFolder, short_hash, write_json
 from theory.proportions import wilson_interval
 
 if TYPE_CHECKING:
@@ -95,15 +97,7 @@ def run(settings: Settings, out: Path | None = None, quiet: bool = False) -> Pat
     identity = asdict(settings) | subject_identity(subject) | questions.identity(subject)
     default = Path("runs") / "utility" / f"{run_name(settings.model)}-{short_hash(identity)}"
     folder = RunFolder(out or default, COMMAND, identity)
-    try:
-        already = folder.complete
-        if not already:
-            _measure(subject, questions, folder, progress)
-        found = read_result(folder.path / "utility.json")
-        if already:
-            progress.say(f"complete already: {folder.path}{folder.made_with()}")
-    finally:
-        folder.close()
+    found = result_of(folder, "utility.json", partial(_measure, subject, questions, folder, progress), progress)
     if not quiet:
         utility_report.print_table(found)
         print(f"\n{folder.path / 'report.html'}")

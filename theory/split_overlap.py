@@ -119,7 +119,7 @@ def skill_halves(
     Raises:
         ValueError: if ``splits`` is not positive, the skill has fewer than two groups, or a half is left empty.
     """
-    drawn = half_weights(union.weights(skill), splits, _seed_of(seed, skill), union.groups)
+    drawn = half_weights(union.weights(skill), splits, skill_seed(seed, skill), union.groups)
     if drawn is None:
         raise ValueError(f"skill {skill} has fewer than two groups of samples, so it has no halves")
     kept = drawn if without is None else drawn * ~without
@@ -129,7 +129,8 @@ def skill_halves(
     ]
 
 
-def _seed_of(seed: int, skill: int) -> int:
+def skill_seed(seed: int, skill: int) -> int:
+    """A seed of one skill's own, so that the draws of different skills are independent."""
     return int(np.random.SeedSequence([seed, skill]).generate_state(1)[0])
 
 
@@ -224,7 +225,7 @@ def _blocks(union: Union, skill: int, blocks: int, seed: int) -> list[Bool[np.nd
     numbers = np.unique(union.groups[union.skills == skill])
     if blocks < 5 or len(numbers) < 4:
         raise ValueError(f"expected 5 blocks or more and 4 groups or more, got {blocks} and {len(numbers)}")
-    order = np.random.default_rng([_seed_of(seed, skill), _BLOCKS_STREAM]).permutation(numbers)
+    order = np.random.default_rng([skill_seed(seed, skill), _BLOCKS_STREAM]).permutation(numbers)
     return [np.isin(union.groups, part) for part in np.array_split(order, min(blocks, len(numbers)))]
 
 

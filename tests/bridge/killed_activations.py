@@ -1,8 +1,7 @@
-"""Kills tiny runs of `bridge.activations`; `python -m tests.bridge.killed_activations WORKPLACE`."""
+"""Kills tiny runs of `bridge.activations`, for `kill_server`."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from bridge.activations import MEMORY_ADVICE
@@ -20,7 +19,6 @@ COMPARED = (
 
 
 def main(folder: Path) -> None:
-    _import_everything()
     killed = Killed(
         main=command,
         advice=MEMORY_ADVICE,
@@ -31,22 +29,3 @@ def main(folder: Path) -> None:
         often=(5, 15),
     )
     kill_everywhere(killed, folder)
-
-
-def _import_everything() -> None:
-    import jinja2  # noqa: F401
-    import matplotlib.backends.backend_agg  # noqa: F401
-    import rich.table  # noqa: F401
-    import safetensors.torch  # noqa: F401
-    import torch
-    import transformers
-
-    from bridge import activations_run  # noqa: F401
-
-    torch.set_num_threads(1)  # no thread pool that a fork would lose
-    for name in ("AutoModelForCausalLM", "AutoTokenizer", "LlamaForCausalLM", "PreTrainedTokenizerFast"):
-        getattr(transformers, name)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -1,8 +1,7 @@
-"""Kills tiny runs of `bridge.align` everywhere; `python -m tests.bridge.killed_aligns WORKPLACE`."""
+"""Kills tiny runs of `bridge.align` everywhere, for `kill_server`."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from bridge.align import MEMORY_ADVICE
@@ -23,9 +22,6 @@ MOMENTS = {
 
 
 def main(folder: Path) -> None:
-    killed_finetunes.import_everything()
-    from bridge import align_run  # noqa: F401
-
     killed = Killed(
         main=command,
         advice=MEMORY_ADVICE,
@@ -43,7 +39,3 @@ def _watch(at: At) -> None:
     from bridge import sft
 
     sft._SAVE_EVERY_SECONDS, sft._SAVE_SHARE = -1.0, float("inf")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -1,11 +1,9 @@
-"""Kills tiny fine-tunes everywhere; `python -m tests.bridge.killed_finetunes WORKPLACE METHOD [DEFENCE]`."""
+"""Kills tiny fine-tunes everywhere, for `kill_server`."""
 
 from __future__ import annotations
 
-import gc
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +57,6 @@ def finetune_options(folder: Path, method: str, out: Path, *more: str) -> list[s
 
 
 def main(folder: Path, method: str, defence: str | None = None) -> None:
-    import_everything()
     more = () if defence is None else defence_options(folder, defence, "--refresh", "2")
     moments = MOMENTS[method] if defence is None else DEFENDED_MOMENTS
     killed = Killed(
@@ -87,23 +84,6 @@ def _without_seconds(name: str, content: bytes) -> bytes:
     return json.dumps(found).encode()
 
 
-def import_everything() -> None:
-    import jinja2  # noqa: F401
-    import matplotlib.backends.backend_agg
-    import matplotlib.figure  # noqa: F401
-    import rich.table  # noqa: F401
-    import torch
-    import transformers
-    from peft import get_peft_model  # noqa: F401
-
-    from bridge import defend, deltas, finetune_run, probe, sft  # noqa: F401
-
-    torch.set_num_threads(1)  # no thread pool that a fork would lose
-    for name in ("AutoModelForCausalLM", "AutoTokenizer", "LlamaForCausalLM", "PreTrainedTokenizerFast"):
-        getattr(transformers, name)
-    gc.freeze()  # what a fork collects is its own
-
-
 def _watch(at: At) -> None:
     """Every step is a checkpoint, and the moments in the middle of writing one are marked."""
     import torch
@@ -118,7 +98,3 @@ def _watch(at: At) -> None:
         save(value, file, *more, **options)
 
     torch.save = watched_save
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -1,8 +1,7 @@
-"""Kills tiny runs of `bridge.fisher_overlap` everywhere; `python -m tests.bridge.killed_fisher_overlaps WORKPLACE`."""
+"""Kills tiny runs of `bridge.fisher_overlap` everywhere, for `kill_server`."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,7 +27,6 @@ def options(folder: Path, out: Path, *more: str) -> Sequence[str]:
 
 
 def main(folder: Path) -> None:
-    _import_everything()
     killed = Killed(
         main=command,
         advice=MEMORY_ADVICE,
@@ -39,23 +37,3 @@ def main(folder: Path) -> None:
         often=(4, 11),
     )
     kill_everywhere(killed, folder)
-
-
-def _import_everything() -> None:
-    import jinja2  # noqa: F401
-    import matplotlib.backends.backend_agg
-    import matplotlib.figure  # noqa: F401
-    import rich.table  # noqa: F401
-    import scipy.stats  # noqa: F401
-    import torch
-    import transformers
-
-    from bridge import fisher_overlap_run  # noqa: F401
-
-    torch.set_num_threads(1)  # no thread pool that a fork would lose
-    for name in ("AutoModelForCausalLM", "AutoTokenizer", "GPT2LMHeadModel", "PreTrainedTokenizerFast"):
-        getattr(transformers, name)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

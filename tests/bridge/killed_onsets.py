@@ -1,13 +1,11 @@
-"""Kills tiny runs of `bridge.onset` everywhere; `python -m tests.bridge.killed_onsets WORKPLACE`."""
+"""Kills tiny runs of `bridge.onset` everywhere, for `kill_server`."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from bridge.onset import MEMORY_ADVICE
 from bridge.onset import main as command
-from tests.bridge.killed_finetunes import import_everything
 from tests.bridge.killing import At, Killed, kill_everywhere
 from tests.bridge.tiny_onsets import onset_options
 
@@ -19,11 +17,6 @@ MOMENTS = {
 
 
 def main(folder: Path) -> None:
-    import_everything()
-    import scipy.stats  # noqa: F401
-
-    from bridge import onset_run  # noqa: F401
-
     more = ("--remove-overlap", "--at", "0.1,0.3", "--learning-rate", "0.015", "--pilot-steps", "3")
     killed = Killed(
         main=command,
@@ -42,7 +35,3 @@ def _watch(at: At) -> None:
 
     checkpoints._SAVE_EVERY_SECONDS = -1.0  # every step is a checkpoint
     sft._SAVE_EVERY_SECONDS, sft._SAVE_SHARE = -1.0, float("inf")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

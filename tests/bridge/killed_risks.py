@@ -1,9 +1,8 @@
-"""Kills tiny runs of `bridge.risk` everywhere; `python -m tests.bridge.killed_risks WORKPLACE`."""
+"""Kills tiny runs of `bridge.risk` everywhere, for `kill_server`."""
 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,7 +44,6 @@ def risk_options(folder: Path, out: Path, *more: str) -> list[str]:
 
 
 def main(folder: Path) -> None:
-    _import_everything()
     more = ("--clean", "2", "--clean-candidate", "other", "--memory", "1e-6")
     killed = Killed(
         main=command,
@@ -71,22 +69,3 @@ def _not_to_be_tried() -> Callable[[str], bool]:
         return False
 
     return skip
-
-
-def _import_everything() -> None:
-    import jinja2  # noqa: F401
-    import matplotlib.backends.backend_agg
-    import matplotlib.figure  # noqa: F401
-    import rich.table  # noqa: F401
-    import torch
-    import transformers
-
-    from bridge import risk_run  # noqa: F401
-
-    torch.set_num_threads(1)  # no thread pool that a fork would lose
-    for name in ("AutoModelForCausalLM", "AutoTokenizer", "LlamaForCausalLM", "PreTrainedTokenizerFast"):
-        getattr(transformers, name)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

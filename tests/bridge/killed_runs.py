@@ -1,8 +1,7 @@
-"""Kills tiny runs of `estimate_aic` everywhere; `python -m tests.bridge.killed_runs WORKPLACE OPTIMIZER`."""
+"""Kills tiny runs of `estimate_aic` everywhere, for `kill_server`."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from bridge.estimate_aic import MEMORY_ADVICE
@@ -16,7 +15,6 @@ COMPARED = ("aic.json", "samples.jsonl", "statistics.npz", "report.html", *PICTU
 
 
 def main(folder: Path, optimizer: str) -> None:
-    _import_everything()
     more = ("--optimizer", optimizer, "--adam-batch-size", "2", "--batch-size", "3")
     killed = Killed(
         main=command,
@@ -29,26 +27,7 @@ def main(folder: Path, optimizer: str) -> None:
     kill_everywhere(killed, folder)
 
 
-def _import_everything() -> None:
-    import jinja2  # noqa: F401
-    import matplotlib.backends.backend_agg  # noqa: F401
-    import rich.table  # noqa: F401
-    import safetensors.torch  # noqa: F401
-    import torch
-    import transformers
-
-    from bridge import aic_run  # noqa: F401
-
-    torch.set_num_threads(1)  # no thread pool that a fork would lose
-    for name in ("AutoModelForCausalLM", "AutoTokenizer", "LlamaForCausalLM", "PreTrainedTokenizerFast"):
-        getattr(transformers, name)
-
-
 def _watch(at: At) -> None:
     from bridge import checkpoints
 
     checkpoints._SAVE_EVERY_SECONDS = -1.0  # every step is a checkpoint
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])

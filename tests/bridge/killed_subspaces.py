@@ -1,8 +1,7 @@
-"""Kills tiny runs of `bridge.subspaces` everywhere; `python -m tests.bridge.killed_subspaces WORKPLACE`."""
+"""Kills tiny runs of `bridge.subspaces` everywhere, for `kill_server`."""
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +17,6 @@ PROJECT = ("project.json", "delta.json", "delta.safetensors", *(f"model/{name}" 
 
 
 def main(folder: Path) -> None:
-    _import_everything()
     given = ["--alignment", str(folder / "alignment.safetensors"), "--device", "cpu"]
     full = f"full={folder / 'full.safetensors'}"
     few = ["--fractions", "0.3,1", "--repeats", "2"]
@@ -50,25 +48,3 @@ def _left_out(moment: str) -> bool:
     """Pictures, and the time before a rename, but for that before a result or a model's folder appears."""
     early = moment.startswith("before") and not moment.endswith((".json", "model"))
     return early or moment.endswith((".png", "manifest.json"))
-
-
-def _import_everything() -> None:
-    import jinja2  # noqa: F401
-    import matplotlib.backends.backend_agg
-    import matplotlib.figure  # noqa: F401
-    import rich.table  # noqa: F401
-    import scipy.stats  # noqa: F401
-    import torch
-    import transformers
-
-    import bridge.subspaces_energy
-    import bridge.subspaces_mso
-    import bridge.subspaces_project  # noqa: F401
-
-    torch.set_num_threads(1)  # no thread pool that a fork would lose
-    for name in ("AutoConfig", "AutoModelForCausalLM", "LlamaForCausalLM"):
-        getattr(transformers, name)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -11,13 +11,14 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 At = Callable[[str], None]
+_RUNS = 3
 
 
 @dataclass(frozen=True)
@@ -54,26 +55,48 @@ def like_another(left_out: Callable[[str], bool]) -> Callable[[str], bool]:
 
 
 def kill_everywhere(killed: Killed, folder: Path) -> None:
-    """Print one line of JSON a moment: its name, how each process ended, and the files that differ.
+    """Print one line of JSON a moment: its name, how the processes ended, and the files that differ.
 
-    Differences are to a run that nobody disturbed. The last line is of a run killed again and again, a little
-    further on each time.
+    Differences are to a run that nobody disturbed. Of `_RUNS` runs each is killed at every third of the moments and
+    started again after each: when it dies again, what it resumed has been written. The last line is of a run killed
+    again and again, a little further on each time.
     """
     moments: list[str] = json.loads(_in_child(killed, folder / "undisturbed", None)[1])
-    for number, moment in enumerate(moments):
-        if moment in moments[:number] or killed.skip(moment):
-            continue
-        out = folder / f"killed-{number}"
-        ends = [_in_child(killed, out, number)[0], _in_child(killed, out, None)[0]]
-        print(json.dumps({"moment": moment, "ends": ends, "differ": _differ(killed, folder, out)}))
-    ends, (first, further) = [], killed.often
+    tried = [moment for moment in dict.fromkeys(moments) if not killed.skip(moment)]
+    for first in range(_RUNS):
+        _kill_at(killed, folder, dict(list(enumerate(tried))[first::_RUNS]))
+    ends: list[int] = []
+    start, further = killed.often
     while not ends or ends[-1] < 0:
-        ends.append(_in_child(killed, folder / "often", first + further * len(ends))[0])
+        ends.append(_in_child(killed, folder / "often", start + further * len(ends))[0])
     print(json.dumps({"moment": "often", "ends": ends, "differ": _differ(killed, folder, folder / "often")}))
 
 
-def _in_child(killed: Killed, out: Path, kill_at: int | None) -> tuple[int, str]:
-    """Exit status (negative: the signal) and what the child printed: the moments it went through."""
+def _kill_at(killed: Killed, folder: Path, moments: Mapping[int, str]) -> None:
+    """Kill one run at each moment in turn; a moment that it does not come to any more is tried with another run."""
+    left = list(moments.items())
+    while left:
+        out = folder / f"killed-{left[0][0]}"
+        ends: list[int] = []
+        died: list[str] = []
+        while left and (not ends or ends[-1] < 0):
+            ends.append(_in_child(killed, out, left[0][1])[0])
+            if ends[-1] < 0:
+                died.append(left.pop(0)[1])
+        if not died:
+            raise SystemExit(f"a run that ended with {ends[0]} before {left[0][1]}")
+        if ends[-1] < 0:
+            ends.append(_in_child(killed, out, None)[0])
+        differ = _differ(killed, folder, out)
+        for moment in died:
+            print(json.dumps({"moment": moment, "ends": ends, "differ": differ}))
+
+
+def _in_child(killed: Killed, out: Path, kill_at: str | int | None) -> tuple[int, str]:
+    """Exit status (negative: the signal) and what the child printed: the moments it went through.
+
+    It is killed at a moment of a name, or at a number of moments after its start.
+    """
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -85,7 +108,7 @@ def _in_child(killed: Killed, out: Path, kill_at: int | None) -> tuple[int, str]
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), printed
 
 
-def _run(killed: Killed, out: Path, kill_at: int | None, writing: int) -> None:
+def _run(killed: Killed, out: Path, kill_at: str | int | None, writing: int) -> None:
     """The command itself, in the child; never returns."""
     from matplotlib.figure import Figure
 
@@ -96,7 +119,7 @@ def _run(killed: Killed, out: Path, kill_at: int | None, writing: int) -> None:
     moments: list[str] = []
 
     def at(name: str) -> None:
-        if len(moments) == kill_at:
+        if kill_at in (name, len(moments)):
             os.kill(os.getpid(), signal.SIGKILL)
         moments.append(name)
 

@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from bridge import built_models
+from tests.bridge.kill_server import survived
 from tests.bridge.killed_aligns import MOMENTS
 from tests.bridge.tiny_aligns import make_align_workplace
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_killed_anywhere_and_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALIGNMENT_COLLAPSE_CACHE", str(tmp_path / "cache"))
     make_align_workplace(tmp_path)
-    command = [sys.executable, "-m", "tests.bridge.killed_aligns", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert {entry["moment"] for entry in found} == MOMENTS | {"often"}
+    found = survived(tmp_path, "killed_aligns")
     assert len(found[-1]["ends"]) > 3  # the one that is killed often
-    for entry in found:
-        *killed, last = entry["ends"]
-        assert last == 0, entry
-        assert set(killed) == {-signal.SIGKILL}, entry
-        assert entry["differ"] == [], entry
+    assert {entry["moment"] for entry in found} == MOMENTS | {"often"}
     weights = (tmp_path / "undisturbed" / "model" / "model.safetensors").read_bytes()
     runs = [path.name for path in tmp_path.iterdir() if path.name.startswith(("killed-", "often", "undisturbed"))]
-    assert len(runs) == len(found) + 1
+    assert len(runs) >= 5
     for name in runs:
         assert built_models.is_built(name)
         assert (built_models.built_folder(name) / "model.safetensors").read_bytes() == weights

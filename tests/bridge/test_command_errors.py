@@ -292,3 +292,10 @@ def test_wrong_options_are_told_before_torch_is_imported() -> None:
         assert done.returncode == 2
         assert done.stderr.splitlines()[-1].startswith("error: ")
         assert not imported(done.stderr) & {"torch", "transformers"}
+
+
+def test_nothing_is_said_beside_the_error_at_the_end_of_the_process(place: Path, tmp_path: Path) -> None:
+    done = typed(*options(place, "--out", str(tmp_path / "run"), "--num-finetune", "8"))  # the model has been loaded
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert line.startswith("error: --finetune")

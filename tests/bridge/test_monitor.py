@@ -525,10 +525,10 @@ def test_the_subspaces_are_measured_as_often_as_time_allows() -> None:
                     found.append(step)
         return found, clock.own / clock.training
 
-    # Before the first one has been timed it is taken for six measurements of the loss: 1.2 s.
+    # Before the first one has been timed it is taken for twelve measurements of the loss: 2.4 s.
     assert steps_measured(0.05, 1.0)[0] == []
-    assert steps_measured(0.12, 1.0)[0] == [39]
-    assert steps_measured(0.2, 1.0) == ([10, 20, 25, 35, 39], pytest.approx(7.6 / 39))
+    assert steps_measured(0.14, 1.0)[0] == [39]
+    assert steps_measured(0.2, 1.0) == ([20, 25, 30, 35, 39], pytest.approx(7.6 / 39))
     assert steps_measured(1.0, 1.0)[0] == [5, 10, 15, 20, 25, 30, 35, 39]
     fixed = Schedule(39, 5, 12, 0.1)
     steps = []

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +14,13 @@ import torch
 from bridge import models, overlap_report, overlap_result, overlap_run
 from bridge.deltas import open_delta
 from bridge.overlap import MEMORY_ADVICE, labelled, main
-from commands.cli import INTERRUPTED, run_command
+from commands.cli import INTERRUPTED
 from commands.errors import UserError
-from commands.options import command_of
+from tests.bridge.kill_server import survived
 from tests.bridge.killed_overlaps import COMPARED
 from tests.bridge.tiny_deltas import adapted, save_adapter
 from tests.bridge.tiny_overlaps import make_changes, overlap_options
-from tests.bridge.tiny_runs import SCRIPT, save_chat_model
+from tests.bridge.tiny_runs import SCRIPT, exit_code, save_chat_model
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +29,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["overlap", *arguments])
-    with pytest.raises(SystemExit) as end:
-        run_command(command_of(main), MEMORY_ADVICE)
-    return end.value.code or 0 if isinstance(end.value.code, int | None) else 1
+    return exit_code(monkeypatch, main, MEMORY_ADVICE, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -292,16 +287,7 @@ def test_a_change_that_is_zero_is_refused(
 
 
 def test_a_killed_run_goes_on_to_the_same_result(place: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.bridge.killed_overlaps", str(place)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(found) > 10
-    for line in found:
-        assert line["differ"] == [], line
-        assert line["ends"][-1] == 0, line
-        assert all(end == -9 for end in line["ends"][:-1]), line
+    assert len(survived(place, "killed_overlaps")) > 10
 
 
 # ---------------------------------------------------------------------------------------- random signs

@@ -6,8 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +15,12 @@ import pytest
 from bridge import cleaned_rows, models, risk_report, risk_result, risk_run
 from bridge.risk import MEMORY_ADVICE, labelled, main
 from bridge.rows import load_rows
-from commands.cli import INTERRUPTED, run_command
+from commands.cli import INTERRUPTED
 from commands.errors import UserError
-from commands.options import command_of
+from tests.bridge.kill_server import survived
 from tests.bridge.killed_risks import COMPARED, MOMENTS, make_candidates, risk_options
-from tests.bridge.tiny_runs import SCRIPT
+from tests.bridge.tiny_runs import SCRIPT, exit_code
 from theory.risk import RowParts, attribution, motion
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +29,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["risk", *arguments])
-    with pytest.raises(SystemExit) as end:
-        run_command(command_of(main), MEMORY_ADVICE)
-    return end.value.code or 0 if isinstance(end.value.code, int | None) else 1
+    return exit_code(monkeypatch, main, MEMORY_ADVICE, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -409,15 +402,6 @@ def test_one_set_is_not_ranked(place: Path, monkeypatch: pytest.MonkeyPatch, tmp
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_a_killed_run_goes_on_to_the_same_result(tmp_path: Path) -> None:
     folder = make_candidates(tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.bridge.killed_risks", str(folder)],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert {re.sub(r"\d+", "#", line["moment"]) for line in found} == {"often"} | MOMENTS
+    found = survived(folder, "killed_risks")
     assert len(found[-1]["ends"]) > 3  # the one that is killed often
-    for line in found:
-        assert line["differ"] == [], line
-        assert line["ends"][-1] == 0, line
-        assert all(end == -9 for end in line["ends"][:-1]), line
+    assert {re.sub(r"\d+", "#", line["moment"]) for line in found} == {"often"} | MOMENTS

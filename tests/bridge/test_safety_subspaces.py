@@ -6,10 +6,7 @@ import csv
 import io
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -40,10 +37,10 @@ from bridge.safety_subspaces_tables import notes
 from bridge.safety_subspaces_updates import measure_energies
 from bridge.sets import NAMED_SETS
 from bridge.utility import main as utility
-from commands.cli import run_command
 from commands.errors import UserError
-from commands.options import command_of
+from tests.bridge.kill_server import survived
 from tests.bridge.tiny_experiments import make_experiment_workplace, write_experiment
+from tests.bridge.tiny_runs import exit_code
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +49,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(monkeypatch: pytest.MonkeyPatch, settings: Path | str, out: Path) -> int:
-    monkeypatch.setattr(sys, "argv", ["safety_subspaces", "--settings", str(settings), "--out", str(out)])
-    with pytest.raises(SystemExit) as end:
-        run_command(command_of(main), MEMORY_ADVICE)
-    return end.value.code or 0 if isinstance(end.value.code, int | None) else 1
+    return exit_code(monkeypatch, main, MEMORY_ADVICE, "--settings", str(settings), "--out", str(out))
 
 
 @pytest.fixture(scope="module")
@@ -301,17 +295,7 @@ def test_lora_and_a_judge_that_does_not_answer_is_asked_again(
 
 def test_killed_experiments_go_on_to_the_same_result(tmp_path: Path) -> None:
     make_experiment_workplace(tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.bridge.killed_experiments", str(tmp_path)],
-        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(lines) == 3
-    for line in lines:
-        assert line["differ"] == [], line
-        assert line["ends"][-1] == 0
-        assert set(line["ends"][:-1]) == {-9}
+    assert len(survived(tmp_path, "killed_experiments")) == 3
 
 
 # ------------------------------------------------------------------------------------------------ what it means

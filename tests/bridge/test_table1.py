@@ -6,9 +6,6 @@ import csv
 import io
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +17,9 @@ from bridge.sets import NAMED_SETS
 from bridge.table1 import MEMORY_ADVICE, main
 from bridge.table1_report import markdown, shown
 from bridge.table1_settings import TableSettings, read_settings
-from commands.cli import run_command
 from commands.errors import UserError
-from commands.options import command_of
+from tests.bridge.kill_server import survived
+from tests.bridge.tiny_runs import exit_code
 from tests.bridge.tiny_tables import make_table_workplace, write_table
 
 STEM = "model"
@@ -34,10 +31,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(monkeypatch: pytest.MonkeyPatch, settings: Path | str, out: Path) -> int:
-    monkeypatch.setattr(sys, "argv", ["table1", "--settings", str(settings), "--out", str(out)])
-    with pytest.raises(SystemExit) as end:
-        run_command(command_of(main), MEMORY_ADVICE)
-    return end.value.code or 0 if isinstance(end.value.code, int | None) else 1
+    return exit_code(monkeypatch, main, MEMORY_ADVICE, "--settings", str(settings), "--out", str(out))
 
 
 @pytest.fixture(scope="module")
@@ -128,9 +122,10 @@ def test_a_row_that_fails_is_listed_and_tried_again(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = write_table(place, "missing.toml", "later.jsonl", keep=False)
+    settings.write_text(settings.read_text().replace('"lora", "full"', '"full"'))
     assert command(monkeypatch, settings, place / "failing") == 1
     found = read(place / "failing" / "table1.json")
-    assert [row["status"] for row in found["rows"]] == ["done", "failed", "done", "failed"]
+    assert [row["status"] for row in found["rows"]] == ["done", "failed"]
     assert "later.jsonl does not exist" in found["rows"][1]["failures"]["finetune"]
     assert "later.jsonl does not exist" in (place / "failing" / "table1.md").read_text()
     assert "later.jsonl does not exist" in capsys.readouterr().out
@@ -142,7 +137,7 @@ def test_a_row_that_fails_is_listed_and_tried_again(
     original = stages.command_main
     monkeypatch.setattr(stages, "command_main", lambda name: asked.append(name) or original(name))
     assert command(monkeypatch, settings, place / "failing") == 0
-    assert asked == ["finetune", "harmfulness", "utility", "overlap"] * 2
+    assert asked == ["finetune", "harmfulness", "utility", "overlap"]
     assert read(place / "failing" / "manifest.json")["status"] == "complete"
 
 
@@ -161,9 +156,9 @@ def test_what_goes_wrong_inside_is_the_rows_and_keeps_its_traceback(
         return run if name == "utility" else original(name)
 
     monkeypatch.setattr(stages, "command_main", broken)
-    assert command(monkeypatch, write_table(place), tmp_path / "out") == 1
+    assert command(monkeypatch, write_table(place, "short.toml", second=None), tmp_path / "out") == 1
     rows = read(tmp_path / "out" / "table1.json")["rows"]
-    assert [row["status"] for row in rows] == ["failed", "failed", "done", "done"]
+    assert [row["status"] for row in rows] == ["failed", "done"]
     reason = f"{error.__name__}: CUDA out of memory; see utility-error.txt"
     assert rows[0]["failures"] == {"utility": reason}
     assert "refusals" in rows[0]["after"]  # what worked is kept
@@ -176,17 +171,7 @@ def test_what_goes_wrong_inside_is_the_rows_and_keeps_its_traceback(
 def test_killed_tables_go_on_to_the_same_result(tmp_path: Path) -> None:
     make_table_workplace(tmp_path)
     write_table(tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.bridge.killed_tables", str(tmp_path)],
-        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(lines) == 4
-    for line in lines:
-        assert line["differ"] == [], line
-        assert line["ends"][-1] == 0
-        assert set(line["ends"][:-1]) == {-9}
+    assert len(survived(tmp_path, "killed_tables")) == 4
 
 
 # ------------------------------------------------------------------------------------------------ how it is shown

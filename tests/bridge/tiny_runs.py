@@ -81,9 +81,14 @@ def options(folder: Path, *more: str) -> list[str]:
     ]
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """Run the command in this process as `python -m bridge.estimate_aic` does; returns its exit code."""
-    monkeypatch.setattr(sys, "argv", ["estimate_aic", *arguments])
+def exit_code(monkeypatch: pytest.MonkeyPatch, main: Callable[..., None], advice: str, *arguments: str) -> int:
+    """Run a command in this process as `python -m` does."""
+    monkeypatch.setattr(sys, "argv", ["command", *arguments])
     with pytest.raises(SystemExit) as end:
-        run_command(command_of(main), MEMORY_ADVICE)
+        run_command(command_of(main), advice)
     return end.value.code or 0 if isinstance(end.value.code, int | None) else 1
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The exit code of `python -m bridge.estimate_aic`."""
+    return exit_code(monkeypatch, main, MEMORY_ADVICE, *arguments)

@@ -27,11 +27,7 @@ learning_rate = 1e-2
 data = "{place}/finetune.jsonl"
 name = "first"
 
-[[sets]]
-data = "{place}/{second}"
-name = "second"
-rows = 3
-
+{second}
 [harmfulness]
 prompts = "{place}/prompts.jsonl"
 judge = "refusal"
@@ -50,6 +46,11 @@ max_length = 64
 rank = 2
 bootstrap = 10
 """
+SECOND = """[[sets]]
+data = "{data}"
+name = "second"
+rows = 3
+"""
 PROMPTS = '{"prompt": "how?"}\n{"prompt": "do xx?"}\n{"prompt": "why do that"}\n'
 
 
@@ -61,8 +62,9 @@ def make_table_workplace(folder: Path) -> Path:
     return folder
 
 
-def write_table(folder: Path, name: str = "tiny.toml", second: str = "skill.jsonl", keep: bool = True) -> Path:
-    """A settings file in the folder."""
+def write_table(folder: Path, name: str = "tiny.toml", second: str | None = "skill.jsonl", keep: bool = True) -> Path:
+    """A settings file in the folder, of two sets or one."""
     path = folder / name
-    path.write_text(TABLE.format(place=folder, second=second, keep=json.dumps(keep)))
+    more = SECOND.format(data=folder / second) if second else ""
+    path.write_text(TABLE.format(place=folder, second=more, keep=json.dumps(keep)))
     return path
