@@ -27,10 +27,11 @@ from bridge.monitor_arguments import check_arguments
 from bridge.monitor_budget import Budget
 from bridge.monitor_files import load_base, put_back, save_base
 from bridge.monitor_logs import LogWriter
+from bridge.monitor_processes import of_first_process
 from bridge.monitor_schedule import Clock, Schedule, default_interval, remaining_learning_rate
 from bridge.samples import Sample
 from bridge.transformers_setup import quick_imports
-from bridge.watched_rows import Drawn, Responses, Skill, pad_id, skill_samples
+from bridge.watched_rows import Drawn, Responses, Skill, pad_id, plain_skill, skill_samples
 from bridge.watched_skill import WatchedSkill
 from commands.errors import UserError
 from theory.damage_forecast import forecast_end
@@ -101,13 +102,13 @@ class AlignmentMonitor(TrainerCallback, ExportableState):
         """
         check_arguments(locals())
         self._settings: dict[str, Any] = {
-            "skill": str(skill) if isinstance(skill, Path) else skill if isinstance(skill, str) else list(skill),
+            "skill": plain_skill(skill, responses),
             "every": every, "subspaces_every": subspaces_every, "num_probe": num_probe,
             "max_new_tokens": max_new_tokens, "responses": responses, "rank": rank,
             "max_utility_loss": max_utility_loss, "on_budget": on_budget, "max_overhead": max_overhead,
             "batch_size": batch_size, "logits_dtype": logits_dtype, "seed": seed, "prefix": prefix,
         }  # fmt: skip
-        self._drawn = Drawn(skill, num_probe, responses, max_new_tokens, seed)
+        self._drawn = Drawn(self._settings["skill"], num_probe, responses, max_new_tokens, seed)
         self._limit, self._stops, self._prefix = max_utility_loss, on_budget == "stop", prefix
         self._tokenizer, self._given_model = tokenizer, model
         self._saved: dict[str, Any] | None = None  # set by a trainer that restores its callbacks
@@ -151,7 +152,7 @@ class AlignmentMonitor(TrainerCallback, ExportableState):
             left = remaining_learning_rate(more.get("lr_scheduler"), state.global_step, state.max_steps)
             self._end = None if left is None else self._accumulated + left
             began = time.monotonic()
-            damage = self._watching.damage()
+            damage = of_first_process(self._watching.damage())
             self._planned.loss_seconds.append(time.monotonic() - began)
             if saved is not None and self._budget is not None and damage.mean <= self._budget.limit:
                 self._check_budget(damage.mean, args, state, control, model, processing_class)
@@ -163,9 +164,11 @@ class AlignmentMonitor(TrainerCallback, ExportableState):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Keep theta where the leak of the step will be measured."""
-        step = state.global_step + 1
-        if self._planned.measures_subspaces(step, state.global_step - self._begun_at, self._clock):
-            with self._clock.stopped(_device_of(self._model_of(model))):
+        step, done = state.global_step + 1, state.global_step - self._begun_at
+        if not self._planned.measures(step):
+            return
+        with self._clock.stopped(_device_of(self._model_of(model))):  # the time of the last step counts from here on
+            if self._planned.measures_subspaces(step, done, self._clock):
                 self._subspaces_at = step
                 self._watching.keep_step()
 
@@ -181,7 +184,11 @@ class AlignmentMonitor(TrainerCallback, ExportableState):
         if not self._planned.measures(step):
             return
         with self._clock.stopped(_device_of(self._model_of(model))):
-            values = self._measure(step)
+            try:
+                values = self._measure(step)
+            except torch.OutOfMemoryError:
+                _log.warning("step %d is not measured: out of memory; a smaller batch_size takes less", step)
+                return
             values |= self._forecast(values["utility_loss"], state)
         overhead = self._clock.overhead
         values |= {} if overhead is None else {"overhead": overhead}
@@ -274,7 +281,7 @@ class AlignmentMonitor(TrainerCallback, ExportableState):
         if tokenizer is None:
             raise UserError("AlignmentMonitor: the trainer has no processing_class: give the tokenizer with tokenizer=")
         if not self._samples:
-            self._samples = skill_samples(model, tokenizer, self._drawn)
+            self._samples = of_first_process(skill_samples(model, tokenizer, self._drawn))
             self._begun_at = state.global_step
             if state.global_step > 0:
                 _log.warning("the checkpoint was made without this monitor: its weights are taken for the base")
@@ -306,7 +313,7 @@ class AlignmentMonitor(TrainerCallback, ExportableState):
 
     def _measure(self, step: int) -> dict[str, float]:
         began = time.monotonic()
-        damage = self._watching.damage()
+        damage = of_first_process(self._watching.damage())  # they must all stop, or none
         self._planned.loss_seconds.append(time.monotonic() - began)
         values = {"utility_loss": damage.mean}
         if math.isfinite(damage.error):
@@ -319,7 +326,7 @@ class AlignmentMonitor(TrainerCallback, ExportableState):
         began = time.monotonic()
         try:
             found = self._watching.subspaces()
-        except UserError as error:  # a probe must not end somebody's training
+        except (UserError, torch.OutOfMemoryError) as error:  # a probe must not end somebody's training
             _log.warning("shares and leak after step %d are left out: %s", step, error)
             return {}
         schedule = self._planned

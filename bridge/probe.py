@@ -89,8 +89,14 @@ class Probe:
 
     @property
     def precision(self) -> float:
-        """Relative rounding error of the scores: that of the dtype of the weights."""
-        return float(max(torch.finfo(weight.dtype).eps for weight in self.subject.weights.values()))
+        """What the gram knows of its largest eigenvalue, for each sample.
+
+        Scores are multiplied in float32 or wider. Weights in less make scores that are rounded to their own eps, each
+        entry by itself: that adds about eps^2 of a score's square to the gram.
+        """
+        dtypes = {weight.dtype for weight in self.subject.weights.values()}
+        multiplied = (torch.finfo(torch.promote_types(dtype, torch.float32)).eps for dtype in dtypes)
+        return float(max(*multiplied, *(torch.finfo(dtype).eps ** 2 for dtype in dtypes)))
 
     # -------------------------------------------------------------------------------------- weights
 
@@ -259,6 +265,7 @@ class Probe:
 def _apply(part: taps.Part, x: Tensor, module: torch.nn.Module) -> Tensor:
     """What a module with the weight `part` makes of its input; Conv1D stores (in, out)."""
     transposed = not isinstance(module, torch.nn.Linear)
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
     if isinstance(part, Factors):
         left, right = part.left.to(x.device, x.dtype), part.right.to(x.device, x.dtype)
         return x @ left @ right if transposed else x @ right.T @ left.T

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from bridge.chat import ChatFormat
-from bridge.conversations import conversation, user
+from bridge.conversations import Message, conversation, user
 from bridge.data import Sample, load_prompts, load_rows, with_response
 from bridge.probe import measuring
 from bridge.rows import Row, RowSet
@@ -68,18 +68,31 @@ def skill_samples(model: Any, tokenizer: Any, how: Drawn) -> list[Sample]:
     ]
 
 
+def plain_skill(skill: Skill, responses: Responses) -> str | list[dict[str, Any]]:
+    """A skill as JSON can hold it: a name, a path, or rows of nothing but their messages.
+
+    Raises:
+        UserError: for a row that is none.
+
+    """
+    if isinstance(skill, str | Path):
+        return str(skill)
+    return [{"messages": _messages(record, line, responses == "rows")} for line, record in enumerate(skill, start=1)]
+
+
+def _messages(record: Mapping[str, Any] | str, line: int, answered: bool) -> list[Message]:
+    try:
+        if isinstance(record, str) and answered:
+            raise ValueError('a prompt alone has no answer, which responses="rows" needs')
+        return [user(record)] if isinstance(record, str) else conversation(record, answered)
+    except ValueError as error:
+        raise UserError(f"skill, row {line}: {error}") from None
+
+
 def _rows(skill: Skill, answered: bool) -> RowSet:
     if isinstance(skill, str | Path):
         return (load_rows if answered else load_prompts)(str(skill))
-    rows = []
-    for line, record in enumerate(skill, start=1):
-        try:
-            if isinstance(record, str) and answered:
-                raise ValueError('a prompt alone has no answer, which responses="rows" needs')
-            messages = [user(record)] if isinstance(record, str) else conversation(record, answered)
-        except ValueError as error:
-            raise UserError(f"skill, row {line}: {error}") from None
-        rows.append(Row(tuple(messages), "skill", line))
+    rows = [Row(tuple(_messages(each, line, answered)), "skill", line) for line, each in enumerate(skill, start=1)]
     if not rows:
         raise UserError("skill: expected at least one row, got none")
     return RowSet("skill", tuple(rows), "")

@@ -100,6 +100,7 @@ class WatchedSkill:
         self._model, self._inner, self._rank = model, inner_model(model), rank
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         _require_whole(self.trained)
+        _require_one_device(model)
         self.samples = tuple(samples)
         device = next(self._inner.parameters()).device
         self._batches = make_batches(samples, batch_size, fill_id, device)
@@ -112,7 +113,13 @@ class WatchedSkill:
         self._old: dict[str, Tensor] = {}
 
     def _make_probe(self, fill_id: int, batch_size: int) -> Probe:
-        whole = trained_subject(self._model, pad_id=fill_id, batch_size=batch_size, memory_bytes=2**31)
+        try:
+            whole = trained_subject(self._model, pad_id=fill_id, batch_size=batch_size, memory_bytes=2**31)
+        except UserError as error:  # of the commands, which have an option for it
+            raise UserError(
+                "AlignmentMonitor: expected a model whose scores can be taken; with subspaces_every=0 the utility loss "
+                f"alone is watched ({error})"
+            ) from error
         names = {id(parameter): name for name, parameter in self.trained.items()}
         modules = {name: module for name, module in whole.modules.items() if id(module.weight) in names}
         if not modules:
@@ -247,6 +254,15 @@ def _require_whole(trained: Mapping[str, Tensor]) -> None:
                 f"AlignmentMonitor: expected whole parameters on each device, got a piece of {name}: models that are "
                 "sharded (FSDP, DeepSpeed ZeRO-3) cannot be watched yet; use data parallelism or one device"
             )
+
+
+def _require_one_device(model: Any) -> None:
+    devices = sorted({str(parameter.device) for parameter in model.parameters()})
+    if len(devices) > 1:
+        raise UserError(
+            f"AlignmentMonitor: expected a model on one device, got parts on {', '.join(devices)}: load it without "
+            "device_map, or train without the monitor"
+        )
 
 
 def _squared(part: Any, names: Mapping[str, Tensor]) -> float:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 WARMED = "tests.bridge.warmed"
+_LONGEST = 900.0  # seconds
 
 
 def survived(folder: Path, script: str, *arguments: str) -> list[dict[str, Any]]:
@@ -24,7 +25,10 @@ def survived(folder: Path, script: str, *arguments: str) -> list[dict[str, Any]]
     server.set_forkserver_preload([WARMED])
     process = server.Process(target=_run, args=(script, folder, arguments, dict(os.environ)), daemon=True)
     process.start()
-    process.join()
+    process.join(_LONGEST)
+    if process.is_alive():
+        process.kill()
+        process.join()
     assert process.exitcode == 0, (folder / "errors.txt").read_text()[-3000:]
     found: list[dict[str, Any]] = [json.loads(line) for line in (folder / "moments.jsonl").read_text().splitlines()]
     assert found[-1]["moment"] == "often"
@@ -41,6 +45,6 @@ def _run(script: str, folder: Path, arguments: Sequence[str], environment: Mappi
     for descriptor, name in ((1, "moments.jsonl"), (2, "errors.txt")):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), descriptor)
     os.environ.clear()
-    os.environ.update(environment)
+    os.environ.update(environment, CUDA_VISIBLE_DEVICES="")
     importlib.import_module(WARMED)  # it is imported already, unless the server did not find it
     importlib.import_module(f"tests.bridge.{script}").main(folder, *arguments)

@@ -1,7 +1,8 @@
 """Kills runs of a command with SIGKILL at chosen moments and starts them again, in forks of one process.
 
-Everything is imported once, in a process that never computes; every run is a fork of it. A moment is a tick of a
-stage's progress, a file or folder about to be renamed into place or just renamed, or whatever else the command marks.
+Everything is imported once, in a process without threads of its own (`warmed`); every run is a fork of it. A moment
+is a tick of a stage's progress, a file or folder about to be renamed into place or just renamed, or whatever else the
+command marks.
 """
 
 from __future__ import annotations

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import gc
 import importlib
+import os
 import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # with a GPU, autograd starts threads that no fork has
 
 import torch
 import transformers
