@@ -196,7 +196,12 @@ def panel(axis: Any, rows: Sequence[dict[str, Any]], field: str, where: str, lab
         last, value = points("tracked")[-1]
         law = [value * (refresh / last) ** 2 for refresh in refreshes]  # type: ignore[operator]
         axis.plot(refreshes, law, "-", color=DARK, lw=0.8, label="square of the refresh")
-    axis.set(xlabel="steps between refreshes", ylabel=label, xscale="log", yscale="log")
+    axis.set(xlabel="steps between refreshes", ylabel=label, xscale="log")
+    values = [row[field][where]["mean"] for row in rows]
+    if max(values) > 3 * min(values) > 0:
+        axis.set_yscale("log")
+    else:
+        axis.set_ylim(0, 1.2 * max(values))
     if refreshes:
         axis.set_xticks(refreshes, [str(refresh) for refresh in refreshes])
         axis.set_xticks([], minor=True)
