@@ -72,7 +72,8 @@ def run(settings: Settings, out: Path | None = None, quiet: bool = False) -> Pat
     folder = RunFolder(out or default, COMMAND, identity)
 
     def measured() -> None:
-        samples = _draw(loaded, chat, skill, settings, folder, progress) if sampled else skill
+        how = Drawing.of(settings)
+        samples = draw_samples(loaded, chat, skill, how, folder, progress) if sampled else skill
         _measure(loaded, subject, samples, finetune, settings, folder, progress)
 
     found = result_of(folder, "aic.json", measured, progress)
@@ -80,25 +81,6 @@ def run(settings: Settings, out: Path | None = None, quiet: bool = False) -> Pat
         report.print_table(found, asdict(settings))
         print(f"\n{folder.path / 'report.html'}")
     return folder.path
-
-
-def _draw(
-    loaded: LoadedModel,
-    chat: ChatFormat,
-    skill: Sequence[Sample],
-    settings: Settings,
-    folder: RunFolder,
-    progress: Progress,
-) -> list[Sample]:
-    """The skill's samples with the model's own responses."""
-    how = Drawing(
-        draws=settings.draws,
-        max_new_tokens=settings.max_new_tokens,
-        max_length=settings.max_length,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-    )
-    return draw_samples(loaded, chat, skill, how, folder, progress)
 
 
 def _measure(

@@ -119,14 +119,7 @@ def _draw(
     progress: Progress,
 ) -> dict[str, list[Sample]]:
     """The skill's samples with the model's own responses, divided at random by rows."""
-    how = Drawing(
-        draws=settings.draws,
-        max_new_tokens=settings.max_new_tokens,
-        max_length=settings.max_length,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-    )
-    drawn = draw_samples(loaded, chat, skill, how, folder, progress)
+    drawn = draw_samples(loaded, chat, skill, Drawing.of(settings), folder, progress)
     order = np.random.default_rng([settings.seed, 11]).permutation(len(skill))  # 11: a stream of its own
     measured = set(order[: settings.num_skill].tolist())
     found: dict[str, list[Sample]] = {MEASURED: []}

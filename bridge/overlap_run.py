@@ -135,14 +135,7 @@ def _measure(this: _Run, samples: list[Sample]) -> None:
     """All stages from the samples to the finished folder."""
     settings, folder, progress = this.settings, this.folder, this.progress
     if settings.fisher == "sampled":
-        how = Drawing(
-            draws=settings.draws,
-            max_new_tokens=settings.max_new_tokens,
-            max_length=settings.max_length,
-            batch_size=settings.batch_size,
-            seed=settings.seed,
-        )
-        samples = draw_samples(this.loaded, this.chat, samples, how, folder, progress)
+        samples = draw_samples(this.loaded, this.chat, samples, Drawing.of(settings), folder, progress)
     write_atomically(folder.path / "samples.jsonl", ("\n".join(s.to_json() for s in samples) + "\n").encode())
     probe(this.subject.model, this.subject.modules, this.subject.batches(samples[:1])[0])
     directions = {label: delta.direction for label, delta in this.deltas.items()}

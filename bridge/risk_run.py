@@ -192,14 +192,7 @@ def _encode(label: str, rows: RowSet, chat: ChatFormat, settings: Settings, prog
 def _measure(this: _Run, samples: list[Sample], target: Path) -> None:
     """All stages from the samples to the finished folder."""
     settings, folder, progress = this.settings, this.folder, this.progress
-    how = Drawing(
-        draws=settings.draws,
-        max_new_tokens=settings.max_new_tokens,
-        max_length=settings.max_length,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-    )
-    samples = draw_samples(this.loaded, this.chat, samples, how, folder, progress)
+    samples = draw_samples(this.loaded, this.chat, samples, Drawing.of(settings), folder, progress)
     parts = {"skill": samples} | {f"candidate {label}": one.encoded.samples for label, one in this.sets.items()}
     lines = [replace(sample, set=name).to_json() for name, part in parts.items() for sample in part]
     write_atomically(folder.path / "samples.jsonl", ("\n".join(lines) + "\n").encode())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -16,6 +17,31 @@ from commands.progress import Progress
 from commands.store import Checkpoints, short_hash, write_json
 
 
+@runtime_checkable
+class AsksForResponses(Protocol):
+    """A command's settings that say how responses are drawn."""
+
+    @property
+    def draws(self) -> int:
+        """Responses a prompt."""
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Longest response, in tokens."""
+
+    @property
+    def max_length(self) -> int:
+        """Longest prompt and response together."""
+
+    @property
+    def batch_size(self) -> int:
+        """Prompts answered at a time."""
+
+    @property
+    def seed(self) -> int:
+        """Of the random streams."""
+
+
 @dataclass(frozen=True)
 class Drawing:
     """How responses are drawn from the model: `draws` a prompt, each of at most max_new_tokens tokens."""
@@ -25,6 +51,12 @@ class Drawing:
     max_length: int  # of prompt and response together; a longer response is cut
     batch_size: int
     seed: int
+
+    @classmethod
+    def of(cls, asked: AsksForResponses, seed: int | None = None) -> Drawing:
+        """What a command's settings ask for, by their seed unless another is given."""
+        given = asked.seed if seed is None else seed
+        return cls(asked.draws, asked.max_new_tokens, asked.max_length, asked.batch_size, given)
 
 
 def threads(device: str) -> int | None:

@@ -70,7 +70,7 @@ class Skills:
         """One skill's samples under its name, with the responses that are measured: the model's own, or the data's."""
         samples, asked = self.samples[skill], self.settings
         if asked.fisher == "sampled":
-            how = Drawing(asked.draws, asked.max_new_tokens, asked.max_length, asked.batch_size, seed)
+            how = Drawing.of(asked, seed)
             samples = draw_samples(self.loaded, self.chat, samples, how, folder, progress)
         return [replace(sample, set=skill) for sample in samples]
 
