@@ -525,7 +525,7 @@ def test_the_subspaces_are_measured_as_often_as_time_allows() -> None:
                     found.append(step)
         return found, clock.own / clock.training
 
-    # Before the first one has been timed it is taken for twelve measurements of the loss: 2.4 s.
+    # Before the first one has been timed it is taken for ten measurements of the loss: 2 s.
     assert steps_measured(0.05, 1.0)[0] == []
     assert steps_measured(0.14, 1.0)[0] == [39]
     assert steps_measured(0.2, 1.0) == ([20, 25, 30, 35, 39], pytest.approx(7.6 / 39))
