@@ -15,7 +15,7 @@ from bridge import stages
 from bridge.table1 import MEMORY_ADVICE, main
 from commands.cli import run_command
 from commands.options import command_of
-from tests.bridge.tiny_tables import TABLE, make_table_workplace
+from tests.bridge.tiny_tables import make_table_workplace, table_text
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +31,8 @@ def table(patch: pytest.MonkeyPatch, settings: Path, out: Path) -> int:
 
 
 def write(place: Path, name: str, edit: Callable[[str], str] = str, second: str = "second.jsonl") -> Path:
-    text = TABLE.format(place=place, second=second, keep="true").replace('["lora", "full"]', '["lora"]')
     path = place / name
-    path.write_text(edit(text))
+    path.write_text(edit(table_text(place, second).replace('["lora", "full"]', '["lora"]')))
     return path
 
 

@@ -62,9 +62,14 @@ def make_table_workplace(folder: Path) -> Path:
     return folder
 
 
-def write_table(folder: Path, name: str = "tiny.toml", second: str | None = "skill.jsonl", keep: bool = True) -> Path:
-    """A settings file in the folder, of two sets or one."""
-    path = folder / name
+def table_text(folder: Path, second: str | None = "skill.jsonl", keep: bool = True) -> str:
+    """A settings file on the folder's files, of two sets or one."""
     more = SECOND.format(data=folder / second) if second else ""
-    path.write_text(TABLE.format(place=folder, second=more, keep=json.dumps(keep)))
+    return TABLE.format(place=folder, second=more, keep=json.dumps(keep))
+
+
+def write_table(folder: Path, name: str = "tiny.toml", second: str | None = "skill.jsonl", keep: bool = True) -> Path:
+    """The same, written into the folder."""
+    path = folder / name
+    path.write_text(table_text(folder, second, keep))
     return path
