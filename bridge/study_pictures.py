@@ -63,6 +63,7 @@ def _panel(axis: Any, found: Found, predictor: Mapping[str, Any], outcome: str) 
     trivial = ", trivial" if predictor["trivial"] else ""
     axis.set_xlabel(f"{WHEN[predictor['stage']]}{trivial}", fontsize=7)
     axis.tick_params(labelsize=7)
+    axis.xaxis.get_offset_text().set_size(7)
 
 
 def _scale(axis: Any, which: str, values: Sequence[float]) -> None:
