@@ -19,12 +19,12 @@ from pathlib import Path
 
 import torch
 
-from bridge import models
-from bridge.batches import make_batches
-from bridge.data import Sample
+from bridge.data.samples import Sample
+from bridge.estimators.batches import make_batches
+from bridge.models.load import LoadedModel, load_model
 
 
-def plain_passes(loaded: models.LoadedModel, samples: list[Sample], batch_size: int) -> float:
+def plain_passes(loaded: LoadedModel, samples: list[Sample], batch_size: int) -> float:
     """Seconds for one forward and backward pass over the samples."""
     model = loaded.model.requires_grad_(True)
     batches = make_batches(samples, batch_size, int(loaded.tokenizer.pad_token_id), loaded.device)
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--keep", type=Path, help="folder in which the runs are kept; must hold none of them yet")
     options, options.more = parser.parse_known_args()
-    loaded = models.load(options.model)
+    loaded = load_model(options.model)
     print("| rows of each set | tokens | plain passes (s) | command (s) | ratio | peak memory (GiB) |")
     print("| ---: | ---: | ---: | ---: | ---: | ---: |")
     breakdowns = []

@@ -21,19 +21,18 @@ from typing import Any
 
 import numpy as np
 
-from bridge import models
-from bridge.chat import ChatFormat
-from bridge.data import load_rows
-from bridge.defence_plan import make_defence
-from bridge.drawing import DARK, LIGHT, MID, new_figure, png_of
-from bridge.finetune import Settings
-from bridge.finetune_run import run
-from bridge.generate import generate_texts
-from bridge.presets import DEFAULT_PRESET, make_plan
-from bridge.reading import number
-from bridge.refusals import refusal_rate
-from bridge.rows import Row
-from bridge.subjects import open_subject
+from bridge.data.chat import ChatFormat
+from bridge.data.rows import Row, load_rows
+from bridge.deltas.changed_model import open_subject
+from bridge.evaluation.refusals import refusal_rate
+from bridge.experiments.finetune.run import run
+from bridge.experiments.finetune.settings import Settings
+from bridge.generation.generate import generate_texts
+from bridge.models.names import resolve
+from bridge.reports.drawing import DARK, LIGHT, MID, new_figure, png_of
+from bridge.reports.numbers import number
+from bridge.training.defences.plan import make_defence
+from bridge.training.presets import DEFAULT_PRESET, make_plan
 from commands.progress import Progress
 from commands.store import short_hash, write_atomically, write_json
 
@@ -243,7 +242,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    models.resolve(options.model)
+    resolve(options.model)
     progress, rows = Progress(), []
     base: dict[int, dict[str, Any]] = {}  # by seed, which chooses the prompts
     for name, settings in configurations(options):

@@ -25,11 +25,11 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    from bridge import models
-    from bridge.data import load_rows
+    from bridge.data.rows import load_rows
+    from bridge.models.load import load_model
     from bridge.monitor import AlignmentMonitor
 
-    loaded = models.load(options.model, dtype="float32", device=options.device, seed=0)
+    loaded = load_model(options.model, dtype="float32", device=options.device, seed=0)
     rows = load_rows(options.data).rows[: options.rows]
     data = Dataset.from_list([{"messages": list(row.messages)} for row in rows])
     subject, lora = loaded.model.requires_grad_(True), None

@@ -18,8 +18,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bridge import curvature, measure, models, rademacher, taps
-from bridge.data import ChatFormat, Sample, encode_rows, load_rows
+from bridge.data.chat import ChatFormat
+from bridge.data.encode import encode_rows
+from bridge.data.rows import load_rows
+from bridge.data.samples import Sample
+from bridge.estimators import curvature, rademacher, taps
+from bridge.estimators import scores as measure
+from bridge.estimators import theta as estimators_theta
+from bridge.models import blocks as models_blocks
+from bridge.models.load import load_model
 from commands.progress import Progress
 from commands.store import RunFolder
 from theory.overlap_score import cross_module_share, overlap_score
@@ -39,7 +46,7 @@ class Clock:
         return {"wall": time.perf_counter() - self._wall, "cpu": time.process_time() - self._cpu}
 
 
-def weight_change(subject: measure.Subject, samples: list[Sample]) -> dict[str, Tensor]:
+def weight_change(subject: estimators_theta.Subject, samples: list[Sample]) -> dict[str, Tensor]:
     """AdamW's first step on the samples, -lr g / (|g| + 1e-8), and a tenth of its norm at random, of rank 8."""
     for weight in subject.weights.values():
         weight.requires_grad_(True)
@@ -56,7 +63,7 @@ def weight_change(subject: measure.Subject, samples: list[Sample]) -> dict[str, 
     return total
 
 
-def exact_route(subject: measure.Subject, samples: list[Sample], delta: dict[str, Tensor]) -> dict:
+def exact_route(subject: estimators_theta.Subject, samples: list[Sample], delta: dict[str, Tensor]) -> dict:
     """Seconds, and statistics, of all modules."""
     with tempfile.TemporaryDirectory() as folder:
         run = RunFolder(Path(folder) / "run", "benchmark", {})
@@ -86,7 +93,7 @@ def _statistics(arrays: dict, delta: Tensor, labels: tuple[str, ...]) -> ScoreSt
 
 
 def projected_route(
-    subject: measure.Subject, samples: list[Sample], delta: dict[str, Tensor], blocks: list[str], dim: int
+    subject: estimators_theta.Subject, samples: list[Sample], delta: dict[str, Tensor], blocks: list[str], dim: int
 ) -> tuple[dict[str, float], dict[str, rademacher.Projection]]:
     """Seconds, and projections, of the modules of some blocks."""
     clock = Clock()
@@ -94,7 +101,7 @@ def projected_route(
     tape = taps.record(subject.model, blocks, batches)
     found: dict[str, rademacher.Projection] = {}
     for block in blocks:
-        modules = {name: module for name, module in subject.modules.items() if taps.block_of(name) == block}
+        modules = {name: module for name, module in subject.modules.items() if models_blocks.block_of(name) == block}
         found |= rademacher.project_block(
             subject.model, block, modules, tape.records.pop(block), batches, [delta.get], dim, 0, subject.chunk_bytes
         )
@@ -138,13 +145,13 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, nargs="+", default=[5, 15, 25], help="projected blocks, of 30")
     parser.add_argument("--json", type=Path, help="file for the numbers")
     options = parser.parse_args()
-    loaded = models.load("smollm2-135m", device="cpu")
+    loaded = load_model("smollm2-135m", device="cpu")
     modules = taps.select_modules(loaded.model)
-    subject = measure.Subject(loaded.model, modules, int(loaded.tokenizer.pad_token_id), 4, 4 * 2**30)
+    subject = estimators_theta.Subject(loaded.model, modules, int(loaded.tokenizer.pad_token_id), 4, 4 * 2**30)
     chat = ChatFormat(loaded.tokenizer)
     samples = list(encode_rows(load_rows("refusals"), chat, options.num, 512, 0).samples)
     delta = weight_change(subject, list(encode_rows(load_rows("benign"), chat, 8, 512, 0).samples))
-    blocks = list(taps.group_by_block(list(modules)))
+    blocks = list(models_blocks.group_by_block(list(modules)))
     exact = exact_route(subject, samples, delta)
     seconds, found = projected_route(subject, samples, delta, [blocks[k] for k in options.blocks], options.dim)
     rows = compare(exact, found, options.dim)

@@ -25,10 +25,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bridge.bases import matrix_names, rank_of
-from bridge.deltas import open_delta
-from bridge.subspaces import FRACTIONS
-from bridge.weight_delta import WeightDelta
+from bridge.deltas.bases import matrix_names, rank_of
+from bridge.deltas.open import open_delta
+from bridge.deltas.weight_delta import WeightDelta
+from bridge.experiments.subspaces.settings import FRACTIONS
 
 DECOMPOSED = ("top-k", "random-k")  # by the published code again and again; Random costs both routes only its draws
 

@@ -9,52 +9,21 @@ trajectory.png and report.html.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from bridge.built_models import check_name, refusal_name
-from bridge.models import resolve
-from bridge.training import Plan
+from bridge.experiments.align.settings import Settings
+from bridge.models.built import check_name, refusal_name
+from bridge.models.names import resolve
+from bridge.training.plan import Plan
 from commands.cli import run_command
-from commands.options import at_least, command_of, require
+from commands.options import command_of
 
 MEMORY_ADVICE = "lower --micro-batch-size first, then --eval-batch-size or --max-length, or take --method lora"
 NOT_REACHED = 1
 """Exit code of a complete run whose model does not refuse as it should."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What decides a run's numbers: model, rows, hyper-parameters, and how and how often refusals are counted."""
-
-    model: str
-    refusals: str
-    benign: str
-    benign_share: float
-    heldout_refusals: str
-    heldout_benign: str
-    target_refusals: float
-    limit_benign: float
-    eval_every: int
-    eval_batch_size: int
-    max_new_tokens: int
-    max_length: int
-    plan: Plan
-    device: str | None
-    skip_bad_rows: bool
-
-    def check(self) -> None:
-        """Raise UserError for options that no run can have."""
-        at_least(1, self, "eval_batch_size", "max_new_tokens")
-        at_least(2, self, "max_length")
-        require(self.eval_every >= 1, "eval_every", "a whole number from 1", self.eval_every)
-        require(0 <= self.benign_share < 1, "benign_share", "a share of the rows in [0, 1)", self.benign_share)
-        require(0 < self.target_refusals <= 1, "target_refusals", "a share in (0, 1]", self.target_refusals)
-        require(0 <= self.limit_benign < 1, "limit_benign", "a share in [0, 1)", self.limit_benign)
-        self.plan.check()
 
 
 # ------------------------------------------------------------------------------------------- command line
@@ -124,7 +93,9 @@ def main(
     chosen = name or refusal_name(model)
     check_name(chosen)
     resolve(model)
-    from bridge.align_run import run  # torch takes a second or two to import: wrong input should not wait for it
+    from bridge.experiments.align.run import (
+        run,  # torch takes a second or two to import: wrong input should not wait for it
+    )
 
     return 0 if run(settings, chosen, out, replace=replace).reached else NOT_REACHED
 

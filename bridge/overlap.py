@@ -8,84 +8,18 @@ report.html.
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from bridge.models import resolve
+from bridge.experiments.labels import labelled_deltas
+from bridge.experiments.overlap.settings import Settings
+from bridge.models.names import resolve
 from commands.cli import run_command
-from commands.errors import UserError
-from commands.options import at_least, command_of, require
+from commands.options import command_of
 
 MEMORY_ADVICE = "lower --batch-size first, then --memory or --max-length"
-_TAKEN = ("gram", "base")  # in statistics.npz, and in refusals.jsonl for the model before any change
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The options that decide a run's numbers; batch size and memory decide their rounding only."""
-
-    model: str
-    delta: dict[str, str]
-    skill: str
-    num_skill: int
-    fisher: Literal["sampled", "empirical"]
-    draws: int
-    max_new_tokens: int
-    rank: int
-    modules: str | None
-    utility_loss: bool
-    refusals: str | None
-    estimator: Literal["exact", "rademacher"]
-    dim: int
-    dtype: str | None
-    device: str | None
-    batch_size: int
-    memory: float
-    max_length: int
-    bootstrap: int
-    seed: int
-    skip_bad_rows: bool
-
-    def check(self) -> None:
-        """Raise UserError for options that no run can have."""
-        at_least(1, self, "num_skill", "draws", "max_new_tokens", "rank", "batch_size", "dim")
-        at_least(2, self, "max_length")
-        at_least(0, self, "seed", "bootstrap")
-        require(0 < self.memory < float("inf"), "memory", "a positive number of GiB", self.memory)
-        require(len(self.delta) > 0, "delta", "a change of weights, such as a run folder of bridge.finetune", "none")
-        if self.fisher == "empirical":
-            require(self.draws == 1, "draws", "1 with --fisher empirical (its responses are the data's)", self.draws)
-        most = self.num_skill * self.draws
-        require(self.rank <= most, "rank", f"at most {most}, the number of samples (rows × draws)", self.rank)
-
-
-def labelled(specs: list[str], option: str = "delta") -> dict[str, str]:
-    """Changes by label: LABEL=PATH, or PATH under the last part of its own name; `option` is named in errors.
-
-    Raises:
-        UserError: two changes of one label, or a path that does not exist.
-
-    """
-    found: dict[str, str] = {}
-    for spec in specs:
-        label, equals, path = spec.partition("=")
-        if not equals or "/" in label or Path(spec).exists():
-            label, path = Path(spec).name or spec, spec
-        usable = re.fullmatch(r"[\w.+ -]+", label) is not None and label not in _TAKEN
-        wanted = f"a label of letters, digits and . + - _, other than {' and '.join(_TAKEN)} (LABEL=PATH)"
-        require(usable, option, wanted, repr(label))
-        require(label not in found, option, "different labels (LABEL=PATH)", f"{label} twice")
-        if not Path(path).expanduser().exists():
-            raise UserError(
-                f"--{option}: no such change of weights: {path}; expected a run folder of bridge.finetune, an "
-                f"adapter's folder, a delta.safetensors, or a moved model's folder"
-            )
-        found[label] = path
-    return found
 
 
 def main(
@@ -140,14 +74,16 @@ def main(
     change really caused. The same command again goes on with a run that was stopped.
     """
     settings = Settings(
-        model=model, delta=labelled(delta or []), skill=skill, num_skill=num_skill, fisher=fisher, draws=draws,
+        model=model, delta=labelled_deltas(delta or []), skill=skill, num_skill=num_skill, fisher=fisher, draws=draws,
         max_new_tokens=max_new_tokens, rank=rank, modules=modules, utility_loss=utility_loss, refusals=refusals,
         estimator=estimator, dim=dim, dtype=dtype, device=device, batch_size=batch_size, memory=memory,
         max_length=max_length, bootstrap=bootstrap, seed=seed, skip_bad_rows=skip_bad_rows,
     )  # fmt: skip
     settings.check()
     resolve(model)
-    from bridge.overlap_run import run  # torch takes a second or two to import: wrong input should not wait for it
+    from bridge.experiments.overlap.run import (
+        run,  # torch takes a second or two to import: wrong input should not wait for it
+    )
 
     run(settings, out)
 

@@ -8,96 +8,18 @@ report.html; with --clean also a copy of a set without its worst rows.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from bridge.models import resolve
-from bridge.sets import NAMED_SETS
+from bridge.experiments.labels import labelled_candidates
+from bridge.experiments.risk.settings import Settings
+from bridge.models.names import resolve
 from commands.cli import run_command
-from commands.options import at_least, command_of, require
+from commands.options import command_of, require
 
 MEMORY_ADVICE = "lower --batch-size first, then --memory, --num-rows or --max-length"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The options that decide a run's numbers; batch size and memory decide their rounding only.
-
-    `candidates`: sets by label. `num_rows` 0 is all rows. `clean_candidate`: a label, where `clean` is not 0.
-    """
-
-    model: str
-    candidates: dict[str, str]
-    skill: str
-    num_skill: int
-    draws: int
-    max_new_tokens: int
-    num_rows: int
-    optimizer: Literal["adamw", "sgd"]
-    adam_batch_size: int
-    equal: Literal["norm", "loss"]
-    distance: float
-    loss_decrease: float
-    worst_by: Literal["effect", "contribution"]
-    clean: int
-    clean_candidate: str | None
-    modules: str | None
-    dtype: str | None
-    device: str | None
-    batch_size: int
-    memory: float
-    max_length: int
-    bootstrap: int
-    seed: int
-    skip_bad_rows: bool
-
-    def check(self) -> None:
-        """Raise UserError for options that no run can have."""
-        at_least(1, self, "num_skill", "draws", "max_new_tokens", "adam_batch_size", "batch_size")
-        at_least(2, self, "max_length")
-        at_least(0, self, "num_rows", "clean", "bootstrap", "seed")
-        require(len(self.candidates) > 0, "candidates", "at least one set: a NAME, NAME=FILE or FILE.jsonl", "none")
-        for name in ("distance", "loss_decrease"):
-            value = getattr(self, name)
-            require(0 < value < 1e6, name, "a positive number below 1e6", value)
-        require(0 < self.memory < float("inf"), "memory", "a positive number of GiB", self.memory)
-        labels = " or ".join(self.candidates)
-        if self.clean:
-            require(self.clean_candidate is not None, "clean_candidate", f"which set to clean: {labels}", "none")
-        if self.clean_candidate is not None:
-            require(self.clean > 0, "clean_candidate", "--clean N with it, the number of rows to leave out", "none")
-            require(self.clean_candidate in self.candidates, "clean_candidate", labels, self.clean_candidate)
-
-
-def labelled(specs: Sequence[str]) -> dict[str, str]:
-    """Candidate sets by label: [LABEL=]SPEC, where SPEC is a NAME, NAME=FILE or FILE; files go by their stem.
-
-    Raises:
-        UserError: two sets of one label, or a label that is none.
-
-    """
-    found: dict[str, str] = {}
-    for text in specs:
-        label, spec = _label_and_spec(text)
-        usable = re.fullmatch(r"[\w.+ -]{1,60}", label) is not None
-        require(usable, "candidates", "a label of letters, digits and . + - _ (LABEL=SET)", repr(label))
-        require(label not in found, "candidates", "different labels (LABEL=SET)", f"{label} twice")
-        found[label] = spec
-    return found
-
-
-def _label_and_spec(text: str) -> tuple[str, str]:
-    head, equals, rest = text.partition("=")
-    if text in NAMED_SETS or (equals and head in NAMED_SETS):
-        return head, text
-    if equals and "/" not in head and not Path(text).expanduser().exists():
-        return head, rest
-    return Path(text).stem, text
 
 
 def main(
@@ -163,7 +85,7 @@ def main(
     probability that each set is the worst, and predictors that cost nothing beside it. Every row's share is exact. The
     same command again goes on with a run that was stopped.
     """
-    sets = labelled([*(candidates or []), *(more or [])])
+    sets = labelled_candidates([*(candidates or []), *(more or [])])
     if clean and clean_candidate is None and len(sets) == 1:
         (clean_candidate,) = sets
     settings = Settings(
@@ -176,7 +98,9 @@ def main(
     settings.check()
     require(clean_out is None or clean > 0, "clean_out", "--clean N with it, the number of rows to leave out", "none")
     resolve(model)
-    from bridge.risk_run import run  # torch takes a second or two to import: wrong input should not wait for it
+    from bridge.experiments.risk.run import (
+        run,  # torch takes a second or two to import: wrong input should not wait for it
+    )
 
     run(settings, out, clean_out)
 

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from bridge.safety_subspaces_settings import SHIPPED, read_settings
+from bridge.suites.safety_subspaces.settings import SHIPPED, read_settings
 from commands.cli import run_command
 from commands.options import command_of
 
@@ -34,7 +34,9 @@ def main(
     items; the same command asks again.
     """
     read = read_settings(settings)
-    from bridge.safety_subspaces_run import run  # torch takes a second or two: wrong input should not wait for it
+    from bridge.suites.safety_subspaces.run import (
+        run,  # torch takes a second or two: wrong input should not wait for it
+    )
 
     return 0 if run(read, Path(settings).stem, out) else 1
 

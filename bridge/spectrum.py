@@ -8,51 +8,17 @@ and report.html.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from bridge.models import resolve
+from bridge.experiments.spectrum.settings import Settings
+from bridge.models.names import resolve
 from commands.cli import run_command
-from commands.options import at_least, command_of, require
+from commands.options import command_of
 
 MEMORY_ADVICE = "lower --batch-size first, then --memory or --max-length"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The options that decide a run's numbers; batch size and memory decide their rounding only."""
-
-    model: str
-    skill: tuple[str, ...]
-    num_skill: int
-    fisher: Literal["sampled", "empirical"]
-    draws: int
-    max_new_tokens: int
-    rank: int
-    modules: str | None
-    dtype: str | None
-    device: str | None
-    batch_size: int
-    memory: float
-    max_length: int
-    subsets: int
-    seed: int
-    skip_bad_rows: bool
-
-    def check(self) -> None:
-        """Raise UserError for options that no run can have."""
-        at_least(1, self, "num_skill", "draws", "max_new_tokens", "rank", "batch_size", "subsets")
-        at_least(2, self, "max_length")
-        at_least(0, self, "seed")
-        require(0 < self.memory < float("inf"), "memory", "a positive number of GiB", self.memory)
-        require(len(set(self.skill)) == len(self.skill), "skill", "different sets", ", ".join(self.skill))
-        if self.fisher == "empirical":
-            require(self.draws == 1, "draws", "1 with --fisher empirical (its responses are the data's)", self.draws)
-        most = self.num_skill * self.draws
-        require(self.rank <= most, "rank", f"at most {most}, the number of samples (rows × draws)", self.rank)
 
 
 def main(
@@ -97,7 +63,9 @@ def main(
     )  # fmt: skip
     settings.check()
     resolve(model)
-    from bridge.spectrum_run import run  # torch takes a second or two to import: wrong input should not wait for it
+    from bridge.experiments.spectrum.run import (
+        run,  # torch takes a second or two to import: wrong input should not wait for it
+    )
 
     run(settings, out)
 

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from bridge.study_settings import SHIPPED, read_settings
+from bridge.suites.study.settings import SHIPPED, read_settings
 from commands.cli import run_command
 from commands.options import command_of
 
@@ -40,7 +40,7 @@ def main(
     was stopped, and tries failed ones again.
     """
     read = read_settings(settings, files)
-    from bridge.study_run import run  # torch takes a second or two to import: wrong input should not wait for it
+    from bridge.suites.study.run import run  # torch takes a second or two to import: wrong input should not wait for it
 
     return 0 if run(read, Path(settings).stem, out) else 1
 

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from bridge.table1_settings import SHIPPED, read_settings
+from bridge.suites.table1.settings import SHIPPED, read_settings
 from commands.cli import run_command
 from commands.options import command_of
 
@@ -33,7 +33,9 @@ def main(
     failed rows again.
     """
     read = read_settings(settings)
-    from bridge.table1_run import run  # torch takes a second or two to import: wrong input should not wait for it
+    from bridge.suites.table1.run import (
+        run,  # torch takes a second or two to import: wrong input should not wait for it
+    )
 
     return 0 if run(read, Path(settings).stem, out) else 1
 

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from bridge.data import Sample
+from bridge.data.samples import Sample
 from tests.oracles.tiny_transformer import TinyTransformer
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, jacrev
 
-from bridge.data import Sample
+from bridge.data.samples import Sample
 
 
 class BruteForce:

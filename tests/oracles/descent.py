@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from bridge.data import Sample
+from bridge.data.samples import Sample
 from tests.oracles.brute_force import BruteForce
 
 

@@ -1,0 +1,1 @@
+"""A set becomes token samples; nothing here imports torch."""

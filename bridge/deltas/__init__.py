@@ -1,0 +1,1 @@
+"""Changes of weights: read, applied, decomposed, projected."""

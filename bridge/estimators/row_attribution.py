@@ -1,0 +1,236 @@
+"""Inner products of a fine-tuning set's rows with a skill's samples and with each other, exactly.
+
+With s_i the score of a sample of the skill and s_r that of a row of the set (gradient of the log-probability of its
+whole response), and M the identity or Adam's diagonal:
+
+    s_i . M s_r        s_r . M s_r'        M s_r . M s_r'
+
+summed over all modules of theta. From these `theory.risk` has every row's part in the leak v^T F v of the whole set,
+v = M sum_r s_r / T. Scores are formed one module and some rows of its weight at a time, contracted, and dropped
+(`bridge.estimators.taps`): nothing of the size of the model is kept for each row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bridge.data.samples import Sample
+from bridge.estimators import taps
+from bridge.estimators.batches import Batch, in_sample_order, log_probabilities, response_logits, sum_by_row
+from bridge.estimators.curvature import Direction
+from bridge.estimators.first_order import first_order
+from bridge.estimators.scores import blocks_at_once, modules_at_once
+from bridge.estimators.theta import Subject
+from bridge.models import blocks as models_blocks
+from commands.errors import UserError
+from commands.progress import Progress
+from commands.store import Checkpoints, read_arrays, write_arrays
+from theory.risk import RowParts
+
+_FORMS = ("skill", "decrease", "norm")
+
+
+@dataclass(frozen=True)
+class RowProducts:
+    """Inner products of a set's rows over the whole of theta, and of the set as a whole module by module.
+
+    velocity: (N,) s_i . v of each module; squared_norm: |v|^2 of each module.
+    """
+
+    parts: RowParts
+    velocity: dict[str, Float[np.ndarray, " N"]]
+    squared_norm: dict[str, float]
+
+
+def measure_row_products(
+    subject: Subject,
+    skill: Sequence[Sample],
+    rows: Sequence[Sample],
+    preconditioner: Direction | None,
+    folder: Checkpoints,
+    progress: Progress,
+) -> RowProducts:
+    """All inner products of N samples of the skill with R rows, and of the rows with each other.
+
+    Two passes over both, and 2 n (N R + 2 R^2) operations for n parameters (R^2 where M is the identity).
+
+    Args:
+        subject: the model and its modules.
+        skill: N samples, with the model's own responses.
+        rows: R rows of the set.
+        preconditioner: M, a positive diagonal, or None for the identity.
+        folder: the run's folder, which keeps finished blocks.
+        progress: where to show the stage.
+
+    Raises:
+        UserError: something is not finite.
+
+    """
+    pairs = _Pair(subject.batches(skill), subject.batches(rows))
+    blocks = models_blocks.group_by_block(list(subject.modules))
+    files = {block: folder.checkpoint(f"rows-{k}.npz") for k, block in enumerate(blocks)}
+    size, order = blocks_at_once(subject, pairs.batches), list(blocks)
+    done = sum(file.exists() for file in files.values())
+    with progress.stage("scores of the rows", 2 * len(blocks), 2 * done) as tick:
+        for first in range(0, len(order), size):
+            missing = [block for block in order[first : first + size] if not files[block].exists()]
+            if not missing:
+                continue
+            tape = taps.record(subject.model, missing, pairs.batches)
+            for block in missing:
+                tick()
+                write_arrays(files[block], _block(subject, block, blocks[block], tape, pairs, preconditioner))
+                tick()
+    return _joined([read_arrays(files[block]) for block in order], list(subject.modules), rows)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Batches of the skill's samples and of the rows, which are run together."""
+
+    skill: list[Batch]
+    rows: list[Batch]
+
+    @property
+    def batches(self) -> list[Batch]:
+        return [*self.skill, *self.rows]
+
+
+def _joined(found: Sequence[Mapping[str, np.ndarray]], names: Sequence[str], rows: Sequence[Sample]) -> RowProducts:
+    """The blocks' sums put together."""
+    arrays = {key: array for block in found for key, array in block.items()}
+    sums = {form: np.sum([block[form] for block in found], axis=0) for form in _FORMS}
+    if not all(np.isfinite(total).all() for total in sums.values()):
+        raise UserError("expected finite scores of the rows, got inf or nan: use --dtype float32")
+    tokens = np.array([sum(row.response_mask) for row in rows])
+    total = tokens.sum()
+    return RowProducts(
+        parts=RowParts(**sums, tokens=tokens),
+        velocity={name: arrays[f"{name}/velocity"] / total for name in names},
+        squared_norm={name: max(0.0, float(arrays[f"{name}/norm"])) / float(total) ** 2 for name in names},
+    )
+
+
+def _block(
+    subject: Subject,
+    block: str,
+    names: Sequence[str],
+    tape: taps.Tape,
+    pairs: _Pair,
+    preconditioner: Direction | None,
+) -> dict[str, np.ndarray]:
+    """The forms summed over a block's modules, and every module's own part of the whole set's."""
+    found: dict[str, np.ndarray] = {}
+    records = tape.records.pop(block)
+    for group in modules_at_once(subject, names, pairs.batches):
+        modules = {name: subject.modules[name] for name in group}
+        tapped = taps.tap_block(subject.model, block, modules, records)
+        for name in group:
+            scale = None if preconditioner is None else preconditioner[name]
+            forms = _contract(tapped.pop(name), pairs, modules[name], scale, subject.chunk_bytes)
+            for form, values in forms.items():
+                found[form] = found.get(form, 0.0) + values
+            found[f"{name}/velocity"] = forms["skill"].sum(axis=1)
+            found[f"{name}/norm"] = forms["norm"].sum()
+    return found
+
+
+def _contract(
+    tapped: Sequence[tuple[Tensor, Tensor]],
+    pairs: _Pair,
+    module: torch.nn.Module,
+    scale: Tensor | None,
+    chunk_bytes: int,
+) -> dict[str, np.ndarray]:
+    """The three forms of one module, in the samples' and the rows' own orders."""
+    orders = [np.argsort([i for batch in part for i in batch.indices]) for part in (pairs.skill, pairs.rows)]
+    count, total = len(orders[0]), sum(map(len, orders))
+    zeros = {"skill": (count, total - count), "decrease": (total - count,) * 2, "norm": (total - count,) * 2}
+    device = module.get_parameter("weight").device
+    sums = {form: torch.zeros(shape, dtype=torch.float64, device=device) for form, shape in zeros.items()}
+    for part, scores in taps.score_chunks(tapped, module, total, chunk_bytes):
+        flat = scores.flatten(1)
+        skill, rows = flat[:count], flat[count:]
+        moved = rows if scale is None else rows * scale[part].flatten().to(rows.dtype)
+        sums["skill"] += (skill @ moved.T).double()
+        sums["norm"] += (moved @ moved.T).double()
+        if scale is not None:
+            sums["decrease"] += (rows @ moved.T).double()
+    if scale is None:
+        sums["decrease"] = sums["norm"]
+    found = {form: values.cpu().numpy() for form, values in sums.items()}
+    mine, theirs = orders
+    skill_part = found["skill"][mine][:, theirs]
+    squares = {form: found[form][theirs][:, theirs] for form in ("decrease", "norm")}
+    # the product of a matrix with itself rounds asymmetrically
+    return {"skill": skill_part} | {form: (square + square.T) / 2 for form, square in squares.items()}
+
+
+# --------------------------------------------------------------------------------- what else is asked of a set
+
+
+def measure_row_losses(
+    subject: Subject, rows: Sequence[Sample], folder: Checkpoints, progress: Progress
+) -> Float[np.ndarray, " R"]:
+    """Negative log-likelihood of every row's response, summed over its tokens, in nats."""
+    batches = subject.batches(rows)
+
+    @torch.no_grad()
+    def body(batch: Batch) -> dict[str, np.ndarray]:
+        logits = response_logits(subject.model, batch).double()
+        return {"loss": -sum_by_row(log_probabilities(logits, batch), batch).cpu().numpy()}
+
+    return _by_batch("losses of the rows", "losses", batches, body, folder, progress)["loss"]
+
+
+def measure_exact_leak(
+    subject: Subject, skill: Sequence[Sample], velocity: Direction, folder: Checkpoints, progress: Progress
+) -> dict[str, Float[np.ndarray, " N"]]:
+    """How the update moves the policy on every sample of the skill, by forward mode (`bridge.estimators.first_order`).
+
+    Returns:
+        "variance": sum_t Var_t(z'), whose mean is leak^2 without the noise of the tokens drawn, and "first": s_i . v.
+
+    Raises:
+        UserError: the derivatives are not finite.
+
+    """
+    tangents = {f"{name}.weight": part for name, part in velocity.items()}
+    batches = subject.batches(skill)
+    found = _by_batch(
+        "motion of the policy",
+        "motion",
+        batches,
+        lambda batch: first_order(subject.model, tangents, batch),
+        folder,
+        progress,
+    )
+    if not all(np.isfinite(values).all() for values in found.values()):
+        raise UserError(
+            "expected finite derivatives of the logits along the update, got inf or nan: use --dtype float32"
+        )
+    return found
+
+
+def _by_batch(
+    stage: str,
+    name: str,
+    batches: Sequence[Batch],
+    body: Callable[[Batch], dict[str, np.ndarray]],
+    folder: Checkpoints,
+    progress: Progress,
+) -> dict[str, np.ndarray]:
+    """One value a sample of every array that body gives for a batch; finished batches are kept."""
+    files = [folder.checkpoint(f"{name}-{k}.npz") for k in range(len(batches))]
+    with progress.stage(stage, len(files), sum(file.exists() for file in files)) as tick:
+        for batch, file in zip(batches, files, strict=True):
+            if not file.exists():
+                write_arrays(file, body(batch))
+                tick()
+    return in_sample_order([read_arrays(file) for file in files], batches)

@@ -1,0 +1,1 @@
+"""One folder a command: its options, its run, its result, its report."""

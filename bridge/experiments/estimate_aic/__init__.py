@@ -1,0 +1,1 @@
+"""What `bridge.estimate_aic` runs."""

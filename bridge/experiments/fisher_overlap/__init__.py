@@ -1,0 +1,1 @@
+"""What `bridge.fisher_overlap` runs."""

@@ -1,0 +1,86 @@
+"""Sets and weight changes by label: [LABEL=]SPEC as a command line gives them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from bridge.data.sets import NAMED_SETS
+from commands.errors import UserError
+from commands.options import require
+
+
+def labelled_sets(specs: list[str]) -> dict[str, str]:
+    """Sets of prompts by label: LABEL=SET, or SET under its own name; NAME=FILE reads a file in the format of NAME.
+
+    Raises:
+        UserError: two sets of one label, or a label that cannot be used.
+
+    """
+    found: dict[str, str] = {}
+    for given in specs:
+        label, equals, spec = given.partition("=")
+        own_format = label in NAMED_SETS and spec not in NAMED_SETS  # gsm8k=FILE
+        if not equals or own_format or "/" in label or Path(given).exists():
+            label, spec = label if own_format else Path(given).stem, given
+        usable = re.fullmatch(r"[\w.+ -]+", label) is not None
+        require(usable, "set", "a label of letters, digits and . + - _ (LABEL=SET)", repr(label))
+        require(label not in found, "set", "different labels (LABEL=SET)", f"{label} twice")
+        require(bool(spec), "set", "a set behind the label (LABEL=SET)", given)
+        found[label] = spec
+    return found
+
+
+_TAKEN = ("gram", "base")  # in statistics.npz, and in refusals.jsonl for the model before any change
+
+
+def labelled_deltas(specs: list[str], option: str = "delta") -> dict[str, str]:
+    """Changes by label: LABEL=PATH, or PATH under the last part of its own name; `option` is named in errors.
+
+    Raises:
+        UserError: two changes of one label, or a path that does not exist.
+
+    """
+    found: dict[str, str] = {}
+    for spec in specs:
+        label, equals, path = spec.partition("=")
+        if not equals or "/" in label or Path(spec).exists():
+            label, path = Path(spec).name or spec, spec
+        usable = re.fullmatch(r"[\w.+ -]+", label) is not None and label not in _TAKEN
+        wanted = f"a label of letters, digits and . + - _, other than {' and '.join(_TAKEN)} (LABEL=PATH)"
+        require(usable, option, wanted, repr(label))
+        require(label not in found, option, "different labels (LABEL=PATH)", f"{label} twice")
+        if not Path(path).expanduser().exists():
+            raise UserError(
+                f"--{option}: no such change of weights: {path}; expected a run folder of bridge.finetune, an "
+                f"adapter's folder, a delta.safetensors, or a moved model's folder"
+            )
+        found[label] = path
+    return found
+
+
+def labelled_candidates(specs: Sequence[str]) -> dict[str, str]:
+    """Candidate sets by label: [LABEL=]SPEC, where SPEC is a NAME, NAME=FILE or FILE; files go by their stem.
+
+    Raises:
+        UserError: two sets of one label, or a label that is none.
+
+    """
+    found: dict[str, str] = {}
+    for text in specs:
+        label, spec = _label_and_spec(text)
+        usable = re.fullmatch(r"[\w.+ -]{1,60}", label) is not None
+        require(usable, "candidates", "a label of letters, digits and . + - _ (LABEL=SET)", repr(label))
+        require(label not in found, "candidates", "different labels (LABEL=SET)", f"{label} twice")
+        found[label] = spec
+    return found
+
+
+def _label_and_spec(text: str) -> tuple[str, str]:
+    head, equals, rest = text.partition("=")
+    if text in NAMED_SETS or (equals and head in NAMED_SETS):
+        return head, text
+    if equals and "/" not in head and not Path(text).expanduser().exists():
+        return head, rest
+    return Path(text).stem, text

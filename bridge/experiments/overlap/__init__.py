@@ -1,0 +1,1 @@
+"""What `bridge.overlap` runs."""

@@ -1,0 +1,1 @@
+"""What a model says: responses drawn for the Fisher information, and texts generated."""

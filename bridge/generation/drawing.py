@@ -1,0 +1,96 @@
+"""Samples of a skill, ready to be measured: rows chosen, tokenised, and answered by the model itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from bridge.data.chat import ChatFormat
+from bridge.data.samples import Sample, with_response
+from bridge.generation.sampling import draw_responses, stream
+from bridge.models.load import LoadedModel
+from commands.progress import Progress
+from commands.store import Checkpoints, write_json
+
+
+@runtime_checkable
+class AsksForResponses(Protocol):
+    """A command's settings that say how responses are drawn."""
+
+    @property
+    def draws(self) -> int:
+        """Responses a prompt."""
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Longest response, in tokens."""
+
+    @property
+    def max_length(self) -> int:
+        """Longest prompt and response together."""
+
+    @property
+    def batch_size(self) -> int:
+        """Prompts answered at a time."""
+
+    @property
+    def seed(self) -> int:
+        """Of the random streams."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How responses are drawn from the model: `draws` a prompt, each of at most max_new_tokens tokens."""
+
+    draws: int
+    max_new_tokens: int
+    max_length: int  # of prompt and response together; a longer response is cut
+    batch_size: int
+    seed: int
+
+    @classmethod
+    def of(cls, asked: AsksForResponses, seed: int | None = None) -> Drawing:
+        """What a command's settings ask for, by their seed unless another is given."""
+        given = asked.seed if seed is None else seed
+        return cls(asked.draws, asked.max_new_tokens, asked.max_length, asked.batch_size, given)
+
+
+def draw_samples(
+    loaded: LoadedModel,
+    chat: ChatFormat,
+    samples: Sequence[Sample],
+    how: Drawing,
+    folder: Checkpoints,
+    progress: Progress,
+) -> list[Sample]:
+    """Replace every sample's response by the model's own, `draws` times a prompt."""
+    wanted = [(row, draw) for row in range(len(samples)) for draw in range(how.draws)]
+    size = 8 * how.batch_size  # no backward pass: longer batches than elsewhere
+    groups = [wanted[k : k + size] for k in range(0, len(wanted), size)]
+    files = [folder.checkpoint(f"responses-{k}.json") for k in range(len(groups))]
+    out: list[Sample] = []
+    with progress.stage("responses of the model", len(groups), sum(f.exists() for f in files)) as tick:
+        for group, file in zip(groups, files, strict=True):
+            if not file.exists():
+                drawn = draw_responses(
+                    loaded.model,
+                    [samples[row].prompt_ids for row, _ in group],
+                    [stream(how.seed, row, draw) for row, draw in group],
+                    max_new_tokens=how.max_new_tokens,
+                    end_token_ids=chat.end_token_ids,
+                    pad_id=int(loaded.tokenizer.pad_token_id),
+                )
+                write_json(file, drawn)
+                tick()
+            for (row, draw), response in zip(group, json.loads(file.read_text()), strict=True):
+                base = samples[row]
+                room = how.max_length - len(base.prompt_ids)
+                label = base.id if how.draws == 1 else f"{base.id}#{draw + 1}"
+                out.append(
+                    with_response(
+                        base.prompt_ids, response[:room], set_name=base.set, sample_id=label, group=base.group
+                    )
+                )
+    return out

@@ -1,0 +1,1 @@
+"""Numbers, tables, pictures and pages as people read them."""

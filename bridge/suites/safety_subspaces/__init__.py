@@ -1,0 +1,1 @@
+"""What `bridge.safety_subspaces` runs."""

@@ -1,0 +1,1 @@
+"""What `bridge.table1` runs."""

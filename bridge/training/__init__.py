@@ -1,0 +1,1 @@
+"""Fine-tuning: plans, presets, the training itself."""
