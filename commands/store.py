@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import json
@@ -12,6 +11,7 @@ import re
 import resource
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol, runtime_checkable
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from commands.errors import UserError
 
@@ -111,6 +112,58 @@ class Part:
     def checkpoint(self, name: str) -> Path:
         """Path of a checkpoint file of this part."""
         return self.of.checkpoint(f"{self.name}-{name}")
+
+
+@runtime_checkable
+class Folder(Checkpoints, Protocol):
+    """A run's folder: `RunFolder`, or `Scratch` for a run whose result alone is wanted."""
+
+    path: Path
+    complete: bool
+
+    def note_progress(self) -> None:
+        """Record the time spent so far."""
+        ...
+
+    def made_with(self) -> str:
+        """Other versions of libraries that a complete run was made with."""
+        ...
+
+    def finish(self, **extra: object) -> None:
+        """Mark the run complete."""
+        ...
+
+    def close(self) -> None:
+        """Release the folder."""
+        ...
+
+
+class Scratch:
+    """A folder for the checkpoints of a run in memory; it is gone when it is closed."""
+
+    complete = False
+
+    def __init__(self) -> None:
+        self._place = tempfile.TemporaryDirectory(prefix="alignment-collapse-")
+        self.path = Path(self._place.name)
+
+    def checkpoint(self, name: str) -> Path:
+        """Path of a checkpoint file."""
+        return self.path / name
+
+    def note_progress(self) -> None:
+        """Nothing: nobody resumes this run."""
+
+    def made_with(self) -> str:
+        """Nothing: it is of this process."""
+        return ""
+
+    def finish(self, **extra: object) -> None:
+        """Nothing: nobody reads this folder."""
+
+    def close(self) -> None:
+        """Delete it."""
+        self._place.cleanup()
 
 
 class RunFolder:
@@ -209,20 +262,18 @@ class RunFolder:
                 f"choose another folder or delete it"
             )
 
-    def _acquire(self) -> IO[str]:
-        path = self.path / ".lock"
-        while True:
-            lock = path.open("w")
+    def _acquire(self) -> FileLock:
+        lock = FileLock(self.path / ".lock", timeout=0)  # the kernel frees it when the process dies
+        while not lock.is_locked:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel frees it when the process dies
-            except BlockingIOError as error:
-                lock.close()
-                raise UserError(
-                    f"--out: another process is writing {self.path}; wait for it or choose another"
-                ) from error
-            if _is_at(lock, path):
-                return lock
-            lock.close()  # its holder removed the file between the two calls
+                lock.acquire()
+            except Timeout as error:
+                if (self.path / ".lock").exists():
+                    raise UserError(
+                        f"--out: another process is writing {self.path}; wait for it or choose another"
+                    ) from error
+                # its holder removed the file between our opening and our locking it
+        return lock
 
     def _write_manifest(self, status: str, extra: Mapping[str, Any]) -> None:
         seconds = self._earlier_seconds + time.time() - self._started
@@ -243,7 +294,7 @@ class RunFolder:
         """Record the time spent so far, so that a resumed run reports the total."""
         self._write_manifest("running", {})
 
-    def finish(self, **extra: Any) -> None:
+    def finish(self, **extra: object) -> None:
         """Mark the run complete and drop its checkpoints."""
         self._write_manifest("complete", extra)
         self.complete = True
@@ -251,16 +302,9 @@ class RunFolder:
 
     def close(self) -> None:
         """Release the folder to other processes."""
-        if not self._lock.closed:
+        if self._lock.is_locked:
             (self.path / ".lock").unlink(missing_ok=True)  # while it is still ours
-            self._lock.close()
-
-
-def _is_at(file: IO[str], path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
+            self._lock.release()
 
 
 def _is_temporary(path: Path) -> bool:

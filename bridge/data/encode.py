@@ -10,7 +10,6 @@ import numpy as np
 from bridge.data.chat import ChatFormat
 from bridge.data.rows import Row, RowSet
 from bridge.data.samples import Sample
-from bridge.models.load import LoadedModel
 from commands.errors import UserError
 from commands.progress import Progress
 from commands.store import short_hash
@@ -78,7 +77,7 @@ def encode(
     rows: RowSet,
     chat: ChatFormat,
     *,
-    count: int,
+    count: int | None,
     max_length: int,
     seed: int,
     skip_bad_rows: bool,
@@ -94,18 +93,17 @@ def encode(
     return list(encoded.samples)
 
 
-def check_positions(loaded: LoadedModel, whole: Sequence[Sample], answered: Sequence[Sample], new_tokens: int) -> None:
+def check_positions(limit: int | None, whole: Sequence[Sample], answered: Sequence[Sample], new_tokens: int) -> None:
     """Refuse rows beyond the model's last position: learned positions end there, others are untrained.
 
     Args:
-        loaded: the model.
+        limit: how many positions the model has; None where nothing limits them.
         whole: samples that are measured as they are.
         answered: samples of which the prompt alone is used.
         new_tokens: how many tokens are drawn after those prompts.
 
     """
-    limit = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(limit, int):
+    if limit is None:
         return
     for sample in whole:
         if len(sample.input_ids) > limit:

@@ -1,121 +1,204 @@
-"""Several skills on one model: their samples, the responses that are measured, the inner products of their scores.
+"""What every run begins with: rows read, the model loaded, samples encoded and answered, the folder opened.
 
-The stages that `bridge.spectrum` and `bridge.fisher_overlap` have in common; what they make of the inner products is
-their own.
+`Session` is for all commands; `MeasuringSession` adds theta and the skill's responses for those that measure scores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
+from typing import Protocol, runtime_checkable
 
 from bridge.data.chat import ChatFormat
 from bridge.data.encode import check_positions, encode, token_hash
 from bridge.data.rows import RowSet, load_rows
 from bridge.data.samples import Sample
-from bridge.estimators import scores as measure
 from bridge.estimators.taps import probe
 from bridge.estimators.theta import Subject, subject_of
 from bridge.generation.drawing import Drawing, draw_samples
-from bridge.models.identity import model_identity, run_name
+from bridge.models.identity import model_identity, positions_of, run_name
 from bridge.models.load import LoadedModel, load_model
+from commands.errors import UserError
 from commands.progress import Progress
-from commands.store import Checkpoints, RunFolder, short_hash, write_atomically
+from commands.store import Checkpoints, Folder, RunFolder, Scratch, short_hash, write_atomically
 
-if TYPE_CHECKING:
-    from bridge.experiments.fisher_overlap import settings as fisher_overlap
-    from bridge.experiments.spectrum import settings as spectrum
 
-    Settings = fisher_overlap.Settings | spectrum.Settings
+@runtime_checkable
+class Options(Protocol):
+    """What a session needs of a command's settings."""
+
+    @property
+    def model(self) -> str:
+        """Its name."""
+
+    @property
+    def dtype(self) -> str | None:
+        """Of its weights."""
+
+    @property
+    def device(self) -> str | None:
+        """Where it is computed."""
+
+    @property
+    def max_length(self) -> int:
+        """Longest row, in tokens."""
+
+    @property
+    def seed(self) -> int:
+        """Of the random streams."""
+
+    @property
+    def skip_bad_rows(self) -> bool:
+        """Whether bad rows are left out."""
+
+    def identity(self) -> dict[str, object]:
+        """The options as a manifest holds them."""
+
+    def write(self, folder: Path, command: str) -> None:
+        """Write settings.toml."""
+
+
+@runtime_checkable
+class MeasuringOptions(Options, Protocol):
+    """The same where scores are measured."""
+
+    @property
+    def modules(self) -> str | None:
+        """Regular expression for theta."""
+
+    @property
+    def batch_size(self) -> int:
+        """Rows at a time."""
+
+    @property
+    def memory(self) -> float:
+        """GiB for what is kept between passes."""
+
+    @property
+    def draws(self) -> int:
+        """Responses a prompt."""
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Longest response, in tokens."""
 
 
 @dataclass(frozen=True)
-class Skills:
-    """The skills of a run, and the model that they are measured on.
+class Lent:
+    """What a caller has in memory already, in place of names: a model, rows, responses that it drew before.
 
     Attributes:
-        settings: the run's options.
-        loaded: the model.
-        subject: its linear modules that make up theta, and how to compute on them.
-        chat: its chat template.
-        rows: by skill, the set that its samples were chosen from.
-        samples: by skill, with the data's responses.
+        loaded: the model; it stands for the settings' `model`.
+        rows: sets of rows by the name that the settings give them.
+        responses: samples with the model's own responses, by what they were drawn from and how (`MeasuringSession`).
+        in_memory: whether the result alone is wanted, and no folder.
 
     """
 
-    settings: Settings
-    loaded: LoadedModel
-    subject: Subject
-    chat: ChatFormat
-    rows: dict[str, RowSet]
-    samples: dict[str, list[Sample]]
+    loaded: LoadedModel | None = None
+    rows: Mapping[str, RowSet] = field(default_factory=dict)
+    responses: dict[str, list[Sample]] = field(default_factory=dict)
+    in_memory: bool = False
 
-    def open_folder(self, command: str, out: Path | None) -> RunFolder:
-        """The run's folder, runs/COMMAND/MODEL-HASH unless another is given.
+
+class Session:
+    """One run's model, sets and folder. The model is loaded when it is first asked for, after the rows were read."""
+
+    def __init__(self, command: str, settings: Options, progress: Progress, lent: Lent | None = None) -> None:
+        """Begin a run of a command, as `python -m` takes its name."""
+        self.command, self.options, self.progress, self.lent = command, settings, progress, lent or Lent()
+
+    @cached_property
+    def loaded(self) -> LoadedModel:
+        """The model."""
+        if self.lent.loaded is not None:
+            return self.lent.loaded
+        asked = self.options
+        return load_model(
+            asked.model, dtype=asked.dtype, device=asked.device, seed=asked.seed, report=self.progress.say
+        )
+
+    @cached_property
+    def chat(self) -> ChatFormat:
+        """Its chat template."""
+        return ChatFormat(self.loaded.tokenizer)
+
+    def rows(self, option: str, spec: str) -> RowSet:
+        """The rows of a set; errors name the option."""
+        if spec in self.lent.rows:
+            return self.lent.rows[spec]
+        try:
+            return load_rows(spec, skip_bad_rows=self.options.skip_bad_rows)
+        except UserError as error:
+            raise UserError(f"--{option}: {error}") from error
+
+    def encode(self, option: str, rows: RowSet, count: int | None) -> list[Sample]:
+        """Some rows of a set (None: all), chosen by the seed and tokenised."""
+        asked = self.options
+        return encode(
+            f"--{option}", rows, self.chat, count=count, max_length=asked.max_length, seed=asked.seed,
+            skip_bad_rows=asked.skip_bad_rows, progress=self.progress,
+        )  # fmt: skip
+
+    def check_positions(self, whole: Sequence[Sample], answered: Sequence[Sample] = (), new_tokens: int = 0) -> None:
+        """Refuse rows, or prompts with the tokens drawn after them, beyond the model's last position."""
+        check_positions(positions_of(self.loaded), whole, answered, new_tokens)
+
+    def open_folder(self, out: Path | None, **identity: object) -> Folder:
+        """The run's folder, runs/COMMAND/MODEL-HASH unless another is given; a temporary one where none is wanted.
+
+        Args:
+            out: the folder.
+            identity: what besides the settings and the model decides the numbers: hashes of tokens and of files.
 
         Raises:
             UserError: as `RunFolder` does.
 
         """
-        settings = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.settings).items()}
-        identity = settings | {
-            **model_identity(self.loaded),
-            "tokens": [token_hash(samples) for samples in self.samples.values()],
-            "end_token_ids": list(self.chat.end_token_ids),
-            "skill_sha256": [rows.sha256 for rows in self.rows.values()],
-        }
-        name = f"{run_name(self.settings.model)}-{short_hash(identity)}"
-        return RunFolder(out or Path("runs") / command.removeprefix("bridge.") / name, command, identity)
+        if self.lent.in_memory:
+            return Scratch()
+        asked = self.options.identity()
+        asked |= {**model_identity(self.loaded), "end_token_ids": list(self.chat.end_token_ids), **identity}
+        name = f"{run_name(self.options.model)}-{short_hash(asked)}"
+        folder = RunFolder(out or Path("runs") / self.command.removeprefix("bridge.") / name, self.command, asked)
+        if not folder.complete:
+            self.options.write(folder.path, self.command)
+        return folder
 
-    def answered(self, skill: str, seed: int, folder: Checkpoints, progress: Progress) -> list[Sample]:
-        """One skill's samples under its name, with the responses that are measured: the model's own, or the data's."""
-        samples, asked = self.samples[skill], self.settings
-        if asked.fisher == "sampled":
-            how = Drawing.of(asked, seed)
-            samples = draw_samples(self.loaded, self.chat, samples, how, folder, progress)
-        return [replace(sample, set=skill) for sample in samples]
+    def finish(self, folder: Folder, **extra: object) -> None:
+        """Mark the folder complete, with the time that every stage took."""
+        folder.finish(**extra, stage_seconds={k: round(v, 2) for k, v in self.progress.seconds.items()})
 
-    def grams(self, samples: Sequence[Sample], folder: Checkpoints, progress: Progress) -> dict[str, np.ndarray]:
-        """By module the inner products (N, N) of the samples' scores, in float64."""
+
+class MeasuringSession(Session):
+    """A session whose command measures scores on a skill."""
+
+    options: MeasuringOptions
+
+    def __init__(self, command: str, settings: MeasuringOptions, progress: Progress, lent: Lent | None = None) -> None:
+        """Begin a run of a command, as `python -m` takes its name."""
+        super().__init__(command, settings, progress, lent)
+
+    @cached_property
+    def subject(self) -> Subject:
+        """The linear modules that make up theta, and how to compute on them."""
+        return subject_of(self.loaded, self.options.modules, self.options.batch_size, self.options.memory)
+
+    def answered(self, samples: Sequence[Sample], folder: Checkpoints, seed: int | None = None) -> list[Sample]:
+        """The samples with the model's own responses, `draws` a prompt, by the settings' seed unless one is given."""
+        how = Drawing.of(self.options, seed)
+        key = short_hash([token_hash(samples), asdict(how)])
+        if key in self.lent.responses:
+            return self.lent.responses[key]
+        drawn = draw_samples(self.loaded, self.chat, samples, how, folder, self.progress)
+        self.lent.responses[key] = drawn
+        return drawn
+
+    def probe(self, samples: Sequence[Sample]) -> None:
+        """Refuse, on the first sample, modules whose scores cannot be taken."""
         probe(self.subject.model, self.subject.modules, self.subject.batches(samples[:1])[0])
-        products = measure.measure_products(self.subject, samples, {}, folder, progress)
-        return {name: arrays["gram"] for name, arrays in products.items()}
-
-
-def open_skills(settings: Settings, progress: Progress) -> Skills:
-    """Read the skills' rows, load the model, and choose and tokenise the rows that are measured.
-
-    Raises:
-        UserError: for data or a model that cannot be used, or that do not go together.
-
-    """
-    rows = {skill: load_rows(skill, skip_bad_rows=settings.skip_bad_rows) for skill in settings.skill}
-    loaded = load_model(
-        settings.model, dtype=settings.dtype, device=settings.device, seed=settings.seed, report=progress.say
-    )
-    subject = subject_of(loaded, settings.modules, settings.batch_size, settings.memory)
-    chat = ChatFormat(loaded.tokenizer)
-    samples = {
-        skill: encode(
-            "--skill",
-            part,
-            chat,
-            count=settings.num_skill,
-            max_length=settings.max_length,
-            seed=settings.seed,
-            skip_bad_rows=settings.skip_bad_rows,
-            progress=progress,
-        )
-        for skill, part in rows.items()
-    }
-    sampled = settings.fisher == "sampled"
-    for part in samples.values():
-        check_positions(loaded, [] if sampled else part, part if sampled else [], settings.max_new_tokens)
-    return Skills(settings, loaded, subject, chat, rows, samples)
 
 
 def write_samples(path: Path, samples: Sequence[Sample]) -> None:

@@ -29,3 +29,9 @@ def model_identity(loaded: LoadedModel) -> dict[str, object]:
         "weights_sha256": loaded.weights_hash,
         "config": short_hash(json.loads(loaded.model.config.to_json_string())),
     }
+
+
+def positions_of(loaded: LoadedModel) -> int | None:
+    """How many positions a model has, where its configuration limits them."""
+    limit = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) else None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 from bridge.reports.numbers import number
@@ -15,9 +18,48 @@ class Table:
     """A table as text; the first `words` columns are words, the others numbers."""
 
     caption: str
-    headings: list[str]
-    rows: list[list[str]]
-    words: int
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    words: int = 1
+
+    def markdown(self) -> list[str]:
+        """Its lines in Markdown, without the caption."""
+        return [
+            markdown_line(self.headings),
+            markdown_line(["---"] * len(self.headings)),
+            *map(markdown_line, self.rows),
+        ]
+
+    def text(self) -> str:
+        """The table as a terminal shows it."""
+        widths = [max(map(len, column)) for column in zip(self.headings, *self.rows, strict=True)]
+
+        def line(cells: Sequence[str]) -> str:
+            sized = enumerate(zip(cells, widths, strict=True))
+            return "  ".join(cell.ljust(w) if k < self.words else cell.rjust(w) for k, (cell, w) in sized).rstrip()
+
+        return "\n".join([self.caption, *map(line, (self.headings, *self.rows))])
+
+    def html(self, captioned: bool = True) -> str:
+        """The table as HTML, its text escaped, with or without its caption."""
+        caption = f"<caption>{escape(self.caption)}</caption>" if captioned else ""
+        rows = "\n".join(self._html_row("td", row) for row in self.rows)
+        return f"<table>{caption}\n{self._html_row('th', self.headings)}\n{rows}</table>"
+
+    def _html_row(self, tag: str, cells: Sequence[str]) -> str:
+        marks = [tag if k < self.words else f'{tag} class="n"' for k in range(len(cells))]
+        shown = (f"<{mark}>{escape(cell)}</{tag}>" for mark, cell in zip(marks, cells, strict=True))
+        return f"<tr>{''.join(shown)}</tr>"
+
+
+def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
+    """Rows of named values as CSV: all names that occur, in the order in which they do; None is left empty."""
+    buffer = io.StringIO()
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(buffer, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
 
 
 def shown(measure: Mapping[str, Any] | None) -> str:

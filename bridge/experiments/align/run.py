@@ -17,7 +17,7 @@ from bridge.experiments.align import report
 from bridge.experiments.align.counts import BENIGN, UNSAFE, Count, Goal, Watch, answer_records, rate_record
 from bridge.generation.generate import generate_texts
 from bridge.models.built import check_free, install
-from bridge.models.identity import model_identity, run_name
+from bridge.models.identity import model_identity, positions_of, run_name
 from bridge.models.load import LoadedModel, load_model
 from bridge.training.plan import TrainingLog
 from bridge.training.tuning import parameter_kinds, tune, update_summary, write_model
@@ -57,7 +57,7 @@ def run(
     chosen = _select(settings, chat)
     for line in (*chosen.skipped, *(line for rows in heldout.values() for line in rows.skipped)):
         progress.say(f"left out: {line}")
-    check_positions(loaded, chosen.samples, [], 0)
+    check_positions(positions_of(loaded), chosen.samples, [], 0)
     identity = asdict(settings) | {
         **model_identity(loaded),
         "tokens": token_hash(chosen.samples),

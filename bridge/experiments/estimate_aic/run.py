@@ -22,7 +22,7 @@ from bridge.estimators.taps import probe
 from bridge.estimators.theta import Subject, subject_of
 from bridge.experiments.estimate_aic import pictures, report, result
 from bridge.generation.drawing import Drawing, draw_samples
-from bridge.models.identity import model_identity, run_name
+from bridge.models.identity import model_identity, positions_of, run_name
 from bridge.models.load import LoadedModel, load_model
 from commands.progress import Progress
 from commands.runs import result_of
@@ -67,7 +67,7 @@ def run(settings: Settings, out: Path | None = None, quiet: bool = False) -> Pat
     )
     sampled = settings.fisher == "sampled"
     whole = finetune if sampled else [*skill, *finetune]
-    check_positions(loaded, whole, skill if sampled else [], settings.max_new_tokens)
+    check_positions(positions_of(loaded), whole, skill if sampled else [], settings.max_new_tokens)
     identity = asdict(settings) | {
         **model_identity(loaded),
         "tokens": token_hash([*skill, *finetune]),

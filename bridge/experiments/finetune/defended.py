@@ -14,6 +14,7 @@ from bridge.data.encode import check_positions, encode, token_hash
 from bridge.data.rows import RowSet
 from bridge.data.samples import Sample
 from bridge.generation.drawing import Drawing, draw_samples
+from bridge.models.identity import positions_of
 from bridge.models.load import LoadedModel
 from bridge.training.defences.plan import DefencePlan
 from commands.progress import Progress
@@ -139,7 +140,7 @@ def prepare(loaded: LoadedModel, chat: ChatFormat, settings: Settings, progress:
         skip_bad_rows=settings.skip_bad_rows,
         progress=progress,
     )
-    check_positions(loaded, [], prompts, plan.max_new_tokens)
+    check_positions(positions_of(loaded), [], prompts, plan.max_new_tokens)
     order = np.random.default_rng((settings.plan.seed, 1)).permutation(len(prompts))  # chosen at random, but sorted
     return Defended(
         plan, rows, [prompts[i] for i in order], loaded, chat, settings.max_length, settings.plan.seed, progress

@@ -14,7 +14,7 @@ from bridge.data.mixtures import Selection, select_samples
 from bridge.data.rows import load_rows
 from bridge.experiments.finetune import defended as defended_run
 from bridge.experiments.finetune import report
-from bridge.models.identity import model_identity, run_name
+from bridge.models.identity import model_identity, positions_of, run_name
 from bridge.models.load import LoadedModel, load_model
 from bridge.training.plan import TrainingLog
 from bridge.training.presets import sources
@@ -53,7 +53,7 @@ def run(settings: Settings, out: Path | None = None, quiet: bool = False) -> Pat
     chosen = _named("data", partial(_select, chat, settings))
     for line in chosen.skipped:
         progress.say(f"left out: {line}")
-    check_positions(loaded, chosen.samples, [], 0)
+    check_positions(positions_of(loaded), chosen.samples, [], 0)
     defended = defended_run.prepare(loaded, chat, settings, progress)
     identity = asdict(settings) | {
         **model_identity(loaded),

@@ -36,7 +36,7 @@ from bridge.experiments.onset.prediction import (
 from bridge.experiments.onset.readings import readings
 from bridge.experiments.onset.result import Curve, Measured
 from bridge.generation.drawing import Drawing, draw_samples
-from bridge.models.identity import model_identity, run_name
+from bridge.models.identity import model_identity, positions_of, run_name
 from bridge.models.load import LoadedModel, load_model
 from bridge.training import pilot as training_pilot
 from bridge.training.pilot import check_length, run_pilot
@@ -90,7 +90,7 @@ def run(settings: Settings, out: Path | None = None, quiet: bool = False) -> Pat
         )
         for name, count in counts.items()
     )
-    check_positions(loaded, finetune, skill, settings.max_new_tokens)
+    check_positions(positions_of(loaded), finetune, skill, settings.max_new_tokens)
     if settings.pilot_steps:
         check_length(settings.pilot_steps, settings.plan.steps(len(finetune)))
     identity = asdict(settings) | {

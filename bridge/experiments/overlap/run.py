@@ -32,7 +32,7 @@ from bridge.experiments.overlap import report
 from bridge.experiments.overlap import result as overlap_result
 from bridge.generation.drawing import Drawing, draw_samples
 from bridge.generation.generate import check_room, generate_texts
-from bridge.models.identity import model_identity, run_name
+from bridge.models.identity import model_identity, positions_of, run_name
 from bridge.models.load import LoadedModel, load_model
 from commands.errors import UserError
 from commands.progress import Progress
@@ -96,7 +96,9 @@ def run(settings: Settings, out: Path | None = None, quiet: bool = False) -> Pat
         progress=progress,
     )
     sampled = settings.fisher == "sampled"
-    check_positions(loaded, [] if sampled else samples, samples if sampled else [], settings.max_new_tokens)
+    check_positions(
+        positions_of(loaded), [] if sampled else samples, samples if sampled else [], settings.max_new_tokens
+    )
     if prompts:
         check_room(loaded.model, prompts.rows, list(map(chat.prompt_ids, prompts.rows)), settings.max_new_tokens)
     identity = asdict(settings) | {

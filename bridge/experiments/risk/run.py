@@ -24,7 +24,7 @@ from bridge.experiments.risk import report
 from bridge.experiments.risk import result as risk_result
 from bridge.experiments.risk.result import Candidate, Question, Skill
 from bridge.generation.drawing import Drawing, draw_samples
-from bridge.models.identity import model_identity, run_name
+from bridge.models.identity import model_identity, positions_of, run_name
 from bridge.models.load import LoadedModel, load_model
 from commands.errors import UserError
 from commands.options import require
@@ -120,7 +120,7 @@ def run(settings: Settings, out: Path | None = None, clean_out: Path | None = No
         measured = len(sets[settings.clean_candidate].encoded.rows)
         require(settings.clean < measured, "clean", f"fewer than the {measured} usable rows", settings.clean)
     whole = [sample for one in sets.values() for sample in one.encoded.samples]
-    check_positions(loaded, whole, samples, settings.max_new_tokens)
+    check_positions(positions_of(loaded), whole, samples, settings.max_new_tokens)
     identity = asdict(settings) | {
         **model_identity(loaded),
         "tokens": token_hash([*samples, *whole]),

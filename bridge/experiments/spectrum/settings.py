@@ -3,40 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated
 
-from commands.options import at_least, require
+from annotated_types import Ge
+
+from bridge.experiments.options import Compute, OfModel, Rank, Rows, SkillSampling
+from commands.options import require
+from commands.settings import Option
 
 
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Settings(Rows, Compute, SkillSampling, OfModel):
     """The options that decide a run's numbers; batch size and memory decide their rounding only."""
 
-    model: str
-    skill: tuple[str, ...]
-    num_skill: int
-    fisher: Literal["sampled", "empirical"]
-    draws: int
-    max_new_tokens: int
-    rank: int
-    modules: str | None
-    dtype: str | None
-    device: str | None
-    batch_size: int
-    memory: float
-    max_length: int
-    subsets: int
-    seed: int
-    skip_bad_rows: bool
+    skill: Annotated[tuple[str, ...], Option("A skill: refusals, NAME, NAME=FILE or FILE.jsonl; may be repeated.")] = (
+        "refusals",
+    )
+    rank: Rank = 10
+    subsets: Annotated[int, Option("Random subsets of each size, for the growth of the rank."), Ge(1)] = 20
 
-    def check(self) -> None:
-        """Raise UserError for options that no run can have."""
-        at_least(1, self, "num_skill", "draws", "max_new_tokens", "rank", "batch_size", "subsets")
-        at_least(2, self, "max_length")
-        at_least(0, self, "seed")
-        require(0 < self.memory < float("inf"), "memory", "a positive number of GiB", self.memory)
+    def check_together(self) -> None:
+        """Raise UserError for options that do not go together."""
+        require(len(self.skill) > 0, "skill", "one set or more", "none")
         require(len(set(self.skill)) == len(self.skill), "skill", "different sets", ", ".join(self.skill))
-        if self.fisher == "empirical":
-            require(self.draws == 1, "draws", "1 with --fisher empirical (its responses are the data's)", self.draws)
-        most = self.num_skill * self.draws
-        require(self.rank <= most, "rank", f"at most {most}, the number of samples (rows × draws)", self.rank)
+        super().check_together()
+        self.check_rank(self.rank)

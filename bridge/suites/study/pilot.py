@@ -12,7 +12,7 @@ from bridge.data.mixtures import select_samples
 from bridge.data.rows import load_rows
 from bridge.estimators.theta import subject_of
 from bridge.generation.drawing import Drawing, draw_samples
-from bridge.models.identity import model_identity
+from bridge.models.identity import model_identity, positions_of
 from bridge.models.load import load_model
 from bridge.training.pilot import check_length, pilot_result, run_pilot
 from commands.progress import Progress
@@ -58,7 +58,7 @@ def run(settings: Settings, skill: dict[str, Any], steps: int, out: Path, progre
     )
     common = {"count": skill["num_skill"], "max_length": skill["max_length"], "seed": skill["seed"]}
     asked = encode("skill", rows, chat, **common, skip_bad_rows=False, progress=progress)
-    check_positions(loaded, chosen.samples, asked, skill["max_new_tokens"])
+    check_positions(positions_of(loaded), chosen.samples, asked, skill["max_new_tokens"])
     total = settings.plan.steps(len(chosen.samples))
     check_length(steps, total)
     identity = asdict(settings) | {

@@ -12,14 +12,16 @@ import pytest
 
 from bridge.experiments.spectrum import run as spectrum_run
 from bridge.experiments.spectrum.report import reading
+from bridge.experiments.spectrum.result import SkillSpectrum, Spectrum, SpectrumResult
 from bridge.spectrum import MEMORY_ADVICE, main
 from commands.cli import run_command
 from commands.options import command_of
 from tests.bridge.support.tiny_runs import make_workplace
+from theory.growth import Growth
 
 FILES = {
-    "manifest.json", "spectrum.json", "statistics.npz", "samples.jsonl", "spectrum.png", "growth.png", "blocks.png",
-    "report.html",
+    "manifest.json", "settings.toml", "spectrum.json", "statistics.npz", "samples.jsonl", "spectrum.png",
+    "growth.png", "blocks.png", "report.html",
 }  # fmt: skip
 
 
@@ -80,6 +82,14 @@ def test_skills_do_not_share_their_checkpoints(finished: Path) -> None:
     assert first["whole_model"]["trace"] != second["whole_model"]["trace"]
 
 
+def test_the_result_is_read_back_as_it_was_written(finished: Path) -> None:
+    result = SpectrumResult.read(finished)
+    assert result.to_dict() == read(finished)
+    assert list(result.to_frame()["samples"]) == [6, 6]
+    assert "effective rank" in result._repr_html_()
+    assert result.plot("growth").startswith(b"\x89PNG")
+
+
 def test_the_page_explains_itself(finished: Path) -> None:
     page = (finished / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 3
@@ -113,22 +123,17 @@ def test_what_cannot_be(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("half", "words"), [(4.9, "it has stopped to grow"), (2.6, "it still grows")])
+def made(samples: int, half: Growth, whole: float, norms: float) -> SkillSpectrum:
+    """A skill's spectrum with these effective ranks."""
+    spectrum = Spectrum([1.0], 1.0, whole, [1.0], norms, whole, whole)
+    growth = [half, Growth(float(samples), whole, norms, whole)]
+    return SkillSpectrum(samples, 10, spectrum, 0.0, growth, [], {}, {})
+
+
+@pytest.mark.parametrize(("half", "words"), [(4.9, "it has stopped growing"), (2.6, "it still grows")])
 def test_what_is_said_of_the_growth(half: float, words: str) -> None:
-    skill = {
-        "num_samples": 8,
-        "growth": [{"count": 4.0, "effective_rank": half}, {"count": 8.0, "effective_rank": 5.0}],
-        "whole_model": {"effective_rank": 5.0, "effective_rank_orthogonal": 7.0},
-        "split_half": [],
-    }
-    assert words in reading("refusals", skill, 2)
+    assert words in reading("refusals", made(8, Growth(4.0, half, half, half), 5.0, 7.0), 2)
 
 
 def test_without_a_half_nothing_is_said_of_doubling() -> None:
-    skill = {
-        "num_samples": 3,
-        "growth": [{"count": 2.0, "effective_rank": 2.0}, {"count": 3.0, "effective_rank": 2.1}],
-        "whole_model": {"effective_rank": 2.1, "effective_rank_orthogonal": 3.0},
-        "split_half": [],
-    }
-    assert "cannot be told" in reading("refusals", skill, 2)
+    assert "cannot be told" in reading("refusals", made(3, Growth(2.0, 2.0, 2.0, 2.0), 2.1, 3.0), 2)
