@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bridge.generation.decodings import Decoding
 from bridge.data.chat import ChatFormat
 from bridge.data.rows import Row
 from commands.errors import UserError
@@ -15,7 +16,6 @@ from commands.progress import Progress
 from commands.store import write_json
 
 if TYPE_CHECKING:
-    from bridge.generation.decodings import Decoding
 from bridge.models.load import LoadedModel
 
 
