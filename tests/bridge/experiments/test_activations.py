@@ -16,7 +16,7 @@ import torch
 from bridge.activations import MEMORY_ADVICE, main
 from bridge.data.chat import ChatFormat
 from bridge.data.rows import load_prompts
-from bridge.deltas.changed_model import open_subject
+from bridge.deltas.changed_model import open_changed
 from bridge.experiments.activations import report as activations_report
 from bridge.experiments.activations import run as activations_run
 from bridge.experiments.activations.report import layers_text, print_table, readings, rows, write
@@ -216,7 +216,7 @@ def test_a_change_of_weights_is_applied(place: Path, finished: Path, monkeypatch
     for name in ("full.safetensors", "adapter"):
         out = place / f"changed-{name}"
         assert command(monkeypatch, *activation_options(place, out, "--delta", str(place / name))) == 0
-        changed = open_subject(str(place / "model"), place / name, device="cpu")
+        changed = open_changed(str(place / "model"), place / name, device="cpu")
         ids = ChatFormat(changed.tokenizer).prompt_ids(load_prompts(str(place / "harmful.jsonl")).rows[0])
         states = np.load(out / "activations.npz")["harmful"][:, 0]
         assert states[:-1] == pytest.approx(naive.prompt_states(changed.model, ids)[:-1], abs=1e-5)
