@@ -402,7 +402,7 @@ def test_the_order_of_the_sets_is_part_of_a_run(
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_killed_anywhere_and_started_again(tmp_path: Path) -> None:
     make_prompts(tmp_path)
-    found = survived(tmp_path, "killed_activations")
+    found = survived(tmp_path, "activations")
     names = {entry["moment"] for entry in found}
     assert names >= {
         "after set-0-responses-0.json", "after set-1-states-0.npz", "after overlaps-1.npz", "after activations.npz",

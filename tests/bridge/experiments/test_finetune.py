@@ -19,7 +19,7 @@ from bridge.training.tuning import parameter_kinds
 from commands.cli import run_command
 from commands.errors import UserError
 from commands.options import command_of
-from tests.bridge.support.killed_finetunes import COMPARED, RESULTS, finetune_options
+from tests.bridge.support.tiny_finetunes import COMPARED, RESULTS, finetune_options
 from tests.bridge.support.tiny_models import tiny_gpt2_model, tiny_llama_model
 from tests.bridge.support.tiny_runs import SCRIPT, make_workplace, write_rows
 

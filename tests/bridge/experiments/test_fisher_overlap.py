@@ -25,7 +25,7 @@ from commands.progress import Progress
 from commands.store import RunFolder
 from tests.bridge.conftest import random_samples
 from tests.bridge.support.kill_server import survived
-from tests.bridge.support.killed_fisher_overlaps import COMPARED, options
+from tests.bridge.support.tiny_fisher_overlaps import COMPARED, options
 from tests.bridge.support.tiny_runs import SCRIPT, make_workplace
 from tests.oracles import cross_fisher
 from tests.oracles.brute_force import BruteForce
@@ -370,7 +370,7 @@ def test_tables_hold_a_row_for_every_question(finished: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_killed_anywhere_and_started_again(tmp_path: Path) -> None:
     make_workplace(tmp_path, "gpt2")
-    found = survived(tmp_path, "killed_fisher_overlaps")
+    found = survived(tmp_path, "fisher_overlap")
     assert len(found[-1]["ends"]) > 3  # the one that is killed often
     names = {line["moment"] for line in found}
     assert names >= {

@@ -22,9 +22,8 @@ from bridge.overlap import MEMORY_ADVICE, main
 from commands.cli import INTERRUPTED
 from commands.errors import UserError
 from tests.bridge.support.kill_server import survived
-from tests.bridge.support.killed_overlaps import COMPARED
 from tests.bridge.support.tiny_deltas import adapted, save_adapter
-from tests.bridge.support.tiny_overlaps import make_changes, overlap_options
+from tests.bridge.support.tiny_overlaps import COMPARED, make_changes, overlap_options
 from tests.bridge.support.tiny_runs import SCRIPT, exit_code, save_chat_model
 
 
@@ -292,7 +291,7 @@ def test_a_change_that_is_zero_is_refused(
 
 
 def test_a_killed_run_goes_on_to_the_same_result(place: Path) -> None:
-    assert len(survived(place, "killed_overlaps")) > 10
+    assert len(survived(place, "overlap")) > 10
 
 
 # ---------------------------------------------------------------------------------------- random signs

@@ -21,8 +21,9 @@ from bridge.experiments.risk import run as risk_run
 from bridge.risk import MEMORY_ADVICE, main
 from commands.cli import INTERRUPTED
 from commands.errors import UserError
+from tests.bridge.support.kill_cases import CASES
 from tests.bridge.support.kill_server import survived
-from tests.bridge.support.killed_risks import COMPARED, MOMENTS, make_candidates, risk_options
+from tests.bridge.support.tiny_risks import COMPARED, make_candidates, risk_options
 from tests.bridge.support.tiny_runs import SCRIPT, exit_code
 from theory.risk import RowParts, attribution, motion
 
@@ -408,6 +409,6 @@ def test_one_set_is_not_ranked(place: Path, monkeypatch: pytest.MonkeyPatch, tmp
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_a_killed_run_goes_on_to_the_same_result(tmp_path: Path) -> None:
     folder = make_candidates(tmp_path)
-    found = survived(folder, "killed_risks")
+    found = survived(folder, "risk")
     assert len(found[-1]["ends"]) > 3  # the one that is killed often
-    assert {re.sub(r"\d+", "#", line["moment"]) for line in found} == {"often"} | MOMENTS
+    assert {re.sub(r"\d+", "#", line["moment"]) for line in found} == {"often", *CASES["risk"].moments}

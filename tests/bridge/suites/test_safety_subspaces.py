@@ -294,7 +294,7 @@ def test_lora_and_a_judge_that_does_not_answer_is_asked_again(
 
 def test_killed_experiments_go_on_to_the_same_result(tmp_path: Path) -> None:
     make_experiment_workplace(tmp_path)
-    assert len(survived(tmp_path, "killed_experiments")) == 3
+    assert len(survived(tmp_path, "safety_subspaces")) == 3
 
 
 # ------------------------------------------------------------------------------------------------ what it means

@@ -467,4 +467,4 @@ def test_names_of_predictors_differ() -> None:
 def test_killed_studies_go_on_to_the_same_result(tmp_path: Path) -> None:
     make_study_workplace(tmp_path)
     write_study(tmp_path)
-    assert len(survived(tmp_path, "killed_studies")) == 3
+    assert len(survived(tmp_path, "study")) == 3

@@ -174,7 +174,7 @@ def test_what_goes_wrong_inside_is_the_rows_and_keeps_its_traceback(
 def test_killed_tables_go_on_to_the_same_result(tmp_path: Path) -> None:
     make_table_workplace(tmp_path)
     write_table(tmp_path)
-    assert len(survived(tmp_path, "killed_tables")) == 4
+    assert len(survived(tmp_path, "table1")) == 4
 
 
 # ------------------------------------------------------------------------------------------------ how it is shown
