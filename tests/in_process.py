@@ -8,7 +8,7 @@ import sys
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -25,27 +25,33 @@ class Done:
 def run_module(module: str, *arguments: Any) -> Done:
     """Run the module as `python -m` does: its file is executed anew, with __name__ == "__main__".
 
-    What it imports is what the test has imported, patches included. An exception that leaves the command is raised.
+    What it imports is what the test has imported, patches included. What it prints is passed on when it has ended. An
+    exception that leaves the command is raised.
     """
     out, err = _stream(), _stream()
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(), redirect_stdout(out), redirect_stderr(err):
-        # another copy of the module may be imported already: a command keeps nothing in its module
-        warnings.filterwarnings("ignore", message=".*found in sys.modules after import of package")
-        patch.setattr(sys, "argv", [module, *map(str, arguments)])
-        try:
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
-            code = 0
-        except SystemExit as end:
-            code = _exit_code(end.code, err)
+    try:
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+            # another copy of the module may be imported already: a command keeps nothing in its module
+            warnings.filterwarnings("ignore", message=".*found in sys.modules after import of package")
+            patch.setattr(sys, "argv", [module, *map(str, arguments)])
+            with redirect_stdout(out), redirect_stderr(err):
+                code = _exit_code(module)
+    finally:
+        sys.stdout.write(_text(out))
+        sys.stderr.write(_text(err))
     return Done(code, _text(out), _text(err))
 
 
-def _exit_code(code: object, err: io.TextIOWrapper) -> int:
-    """What the interpreter makes of it: none is 0, and what is no number is printed."""
-    if code is None or isinstance(code, int):
-        return code or 0
-    print(code, file=err)
-    return 1
+def _exit_code(module: str) -> int:
+    """What the interpreter makes of the end: no code is 0, and one that is no number is printed."""
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if end.code is None or isinstance(end.code, int):
+            return end.code or 0
+        print(end.code, file=sys.stderr)
+        return 1
+    return 0
 
 
 def _stream() -> io.TextIOWrapper:
@@ -53,5 +59,4 @@ def _stream() -> io.TextIOWrapper:
 
 
 def _text(stream: io.TextIOWrapper) -> str:
-    stream.flush()
-    return bytes(stream.buffer.getvalue()).decode()  # type: ignore[attr-defined]
+    return cast(io.BytesIO, stream.buffer).getvalue().decode()

@@ -18,13 +18,13 @@ from bridge.experiments.overlap import report as overlap_report
 from bridge.experiments.overlap import result as overlap_result
 from bridge.experiments.overlap import run as overlap_run
 from bridge.models.load import load_model
-from bridge.overlap import MEMORY_ADVICE, main
 from commands.cli import INTERRUPTED
 from commands.errors import UserError
 from tests.bridge.support.kill_server import survived
 from tests.bridge.support.tiny_deltas import adapted, save_adapter
 from tests.bridge.support.tiny_overlaps import COMPARED, make_changes, overlap_options
-from tests.bridge.support.tiny_runs import SCRIPT, exit_code, save_chat_model
+from tests.bridge.support.tiny_runs import SCRIPT, save_chat_model
+from tests.in_process import run_module
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    return exit_code(monkeypatch, main, MEMORY_ADVICE, *arguments)
+    return run_module("bridge.overlap", *arguments).code
 
 
 @pytest.fixture(scope="module")
