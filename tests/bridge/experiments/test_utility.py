@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
@@ -21,12 +20,10 @@ from bridge.experiments.utility.result import UtilityResult
 from bridge.experiments.utility.run import checked, summary
 from bridge.experiments.utility.settings import HELDOUT
 from bridge.generation import generate as responses
-from bridge.utility import MEMORY_ADVICE, main
-from commands.cli import run_command
 from commands.errors import UserError
-from commands.options import command_of
 from tests.bridge.support.tiny_overlaps import make_changes
 from tests.bridge.support.tiny_runs import SCRIPT, write_rows
+from tests.in_process import run_module
 
 ROWS = [(f"{k}+1?", f"it is\n#### {k + 1}") for k in range(8)] + [(SCRIPT, "#### 1"), ("who?", "nobody")]
 
@@ -39,10 +36,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["utility", *arguments])
-    with pytest.raises(SystemExit) as end:
-        run_command(command_of(main), MEMORY_ADVICE)
-    return end.value.code or 0 if isinstance(end.value.code, int | None) else 1
+    return run_module("bridge.utility", *arguments).code
 
 
 def options(folder: Path, out: Path, *more: str) -> list[str]:
