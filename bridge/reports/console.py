@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from bridge.reports.tables import Table
 
@@ -26,7 +27,10 @@ def print_tables(tables: Sequence[Table], lines: Sequence[str] = (), width: int 
     for table in tables:
         shown = RichTable(title=escape(table.caption), title_justify="left", show_edge=False)
         for k, heading in enumerate(table.headings):
-            shown.add_column(escape(heading), justify="left" if k < table.words else "right")
+            # sentences wrap, numbers do not
+            wraps = table.sentences and k == len(table.headings) - 1
+            justify: Literal["left", "right"] = "right" if table.is_number(k) else "left"
+            shown.add_column(escape(heading), justify=justify, no_wrap=table.sentences and not wraps)
         for row in table.rows:
             shown.add_row(*map(escape, row))
         console.print(shown)

@@ -7,7 +7,7 @@ The tables and the pictures of a result are in its experiment's `report`, which 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import singledispatch
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TypeVar
@@ -23,15 +23,11 @@ Kind = TypeVar("Kind", bound="Result")
 Json = dict[str, object] | list[object] | str | int | float | bool | None
 
 
-def absent() -> None:
-    """The default of a field that the file leaves out where it is None."""
-    value: None = field(default=None, metadata={"absent": True})
-    return value
-
-
 @dataclass(frozen=True)
 class Result:
     """What an experiment found: a subclass has the fields, as they stand in its JSON file.
+
+    A field whose default is None is left out of the file where it is None.
 
     Attributes:
         FILE: name of that file in a run's folder.
@@ -157,7 +153,7 @@ def _json(value: object) -> Json:
         return {
             each.name: _json(getattr(value, each.name))
             for each in fields(value)
-            if not (each.metadata.get("absent") and getattr(value, each.name) is None)
+            if not (each.default is None and getattr(value, each.name) is None)
         }
     if isinstance(value, Mapping):
         return {str(key): _json(item) for key, item in value.items()}

@@ -15,12 +15,17 @@ from bridge.reports.numbers import number
 
 @dataclass(frozen=True)
 class Table:
-    """A table as text; the first `words` columns are words, the others numbers."""
+    """A table as text; the first `words` columns are words, and the last if `sentences`; others are numbers."""
 
     caption: str
     headings: Sequence[str]
     rows: Sequence[Sequence[str]]
     words: int = 1
+    sentences: bool = False
+
+    def is_number(self, column: int) -> bool:
+        """Whether a column holds numbers, which stand at its right."""
+        return self.words <= column < len(self.headings) - self.sentences
 
     def markdown(self) -> list[str]:
         """Its lines in Markdown, without the caption."""
@@ -36,7 +41,7 @@ class Table:
 
         def line(cells: Sequence[str]) -> str:
             sized = enumerate(zip(cells, widths, strict=True))
-            return "  ".join(cell.ljust(w) if k < self.words else cell.rjust(w) for k, (cell, w) in sized).rstrip()
+            return "  ".join(cell.rjust(w) if self.is_number(k) else cell.ljust(w) for k, (cell, w) in sized).rstrip()
 
         return "\n".join([self.caption, *map(line, (self.headings, *self.rows))])
 
@@ -47,7 +52,7 @@ class Table:
         return f"<table>{caption}\n{self._html_row('th', self.headings)}\n{rows}</table>"
 
     def _html_row(self, tag: str, cells: Sequence[str]) -> str:
-        marks = [tag if k < self.words else f'{tag} class="n"' for k in range(len(cells))]
+        marks = [f'{tag} class="n"' if self.is_number(k) else tag for k in range(len(cells))]
         shown = (f"<{mark}>{escape(cell)}</{tag}>" for mark, cell in zip(marks, cells, strict=True))
         return f"<tr>{''.join(shown)}</tr>"
 

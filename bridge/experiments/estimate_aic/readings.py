@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from bridge.experiments.estimate_aic.result import AicResult, PlannedRun, WholeEstimate
 from bridge.reports.numbers import against_chance, number, step
+from theory.statistics import FisherKind
 
 
 @dataclass(frozen=True)
@@ -29,41 +30,22 @@ _REGIMES = {
 BIASED = " †"  # after an interval that the bootstrap's own bias has moved off
 
 
-def biased(whole: dict[str, Any]) -> list[str]:
-    """Quantities whose bootstrap bias is more than half their interval's width."""
-    bias = whole["bootstrap_bias"]
-    return [
-        name for name, (low, high) in whole["intervals"].items() if name in bias and abs(bias[name]) > (high - low) / 2
-    ]
+def lines(result: AicResult) -> list[Line]:
+    """The closing table of `bridge.estimate_aic`."""
+    whole = result.whole_model
+    return [*_spectrum_lines(result, whole), *_direction_lines(whole, result.fisher), *_time_lines(whole, result.plan)]
 
 
-def mostly_leak(whole: dict[str, Any]) -> bool:
-    """Whether more than half of γ* (in square) is leak², which cancels against other terms of order t⁴."""
-    return whole["leak_exact"] ** 4 > whole["onset_coefficient"] ** 2 / 2
+def _line(whole: WholeEstimate, key: str, name: str, meaning: str) -> Line:
+    ends = whole.intervals.get(key)
+    interval = f"{number(ends[0])} … {number(ends[1])}{BIASED if key in whole.biased else ''}" if ends else ""
+    return Line(name, number(getattr(whole, key)), interval, meaning)
 
 
-def lines(result: dict[str, Any], settings: dict[str, Any]) -> list[Line]:
-    """The closing table of `bridge.estimate_aic`.
-
-    Args:
-        result: the content of aic.json.
-        settings: the run's settings, for the learning rate.
-
-    """
-    whole = result["whole_model"]
-    return [*_spectrum_lines(result, whole), *_direction_lines(whole, result["fisher"]), *_time_lines(whole, settings)]
-
-
-def _line(whole: dict[str, Any], key: str, name: str, meaning: str) -> Line:
-    ends = whole["intervals"].get(key)
-    interval = f"{number(ends[0])} … {number(ends[1])}{BIASED if key in biased(whole) else ''}" if ends else ""
-    return Line(name, number(whole[key]), interval, meaning)
-
-
-def _spectrum_lines(result: dict[str, Any], whole: dict[str, Any]) -> list[Line]:
-    trace = sum(whole["eigenvalues"])
-    nulls, rank, count = whole["nulls"], result["rank"], result["num_samples"]
-    kept = 1 - whole["tail"] / trace if trace else 0.0
+def _spectrum_lines(result: AicResult, whole: WholeEstimate) -> list[Line]:
+    trace = sum(whole.eigenvalues)
+    nulls, rank, count = whole.nulls, result.rank, result.num_samples
+    kept = 1 - whole.tail / trace if trace else 0.0
     half = nulls.get("effective_rank_half")
     return [
         _line(
@@ -74,10 +56,10 @@ def _spectrum_lines(result: dict[str, Any], whole: dict[str, Any]) -> list[Line]
         _line(
             whole, "effective_rank", "effective rank",
             f"of at most {count} that {count} samples can show; half of them show {number(half)}: "
-            f"it has {'saturated' if half and whole['effective_rank'] < 1.25 * half else 'not saturated'}",
+            f"it has {'saturated' if half and whole.effective_rank < 1.25 * half else 'not saturated'}",
         ),
         Line(
-            "split-half overlap", number(whole["split_half_overlap"]), "",
+            "split-half overlap", number(whole.split_half_overlap), "",
             "1 if two halves of the samples agree on the sharp directions, "
             f"{number(nulls.get('split_half_overlap_random'))} by chance",
         ),
@@ -88,19 +70,19 @@ def _spectrum_lines(result: dict[str, Any], whole: dict[str, Any]) -> list[Line]
     ]  # fmt: skip
 
 
-def _direction_lines(whole: dict[str, Any], fisher: str) -> list[Line]:
-    nulls, speed = whole["nulls"], whole["velocity_norm"]
-    share = whole["overlap"] / speed if speed else 0.0
+def _direction_lines(whole: WholeEstimate, fisher: FisherKind) -> list[Line]:
+    nulls, speed = whole.nulls, whole.velocity_norm
+    share = whole.overlap / speed if speed else 0.0
     return [
         _line(
             whole, "overlap", "overlap ε",
             f"the part of the velocity in the sharp directions is {share:.1%} as long as the velocity, "
-            f"{against_chance(whole['overlap'], nulls.get('overlap_random'))}",
+            f"{against_chance(whole.overlap, nulls.get('overlap_random'))}",
         ),
         _line(
             whole, "leak", "leak",
             f"speed at which the policy moves from the first step, "
-            f"{against_chance(whole['leak'], nulls.get('leak_random'))}",
+            f"{against_chance(whole.leak, nulls.get('leak_random'))}",
         ),
         _line(
             whole, "leak_exact", "leak, exact over tokens",
@@ -123,12 +105,11 @@ def _direction_lines(whole: dict[str, Any], fisher: str) -> list[Line]:
     ]  # fmt: skip
 
 
-def _time_lines(whole: dict[str, Any], settings: dict[str, Any]) -> list[Line]:
-    rate, steps = settings["learning_rate"], settings["steps"]
-
+def _time_lines(whole: WholeEstimate, plan: PlannedRun | None) -> list[Line]:
     def in_steps(t: float | None) -> str:
-        if t is None:
+        if t is None or plan is None:
             return ""
+        rate, steps = plan.learning_rate, plan.steps
         return (
             f" (step {step(t, rate)} of {steps})"
             if t <= rate * steps
@@ -139,23 +120,23 @@ def _time_lines(whole: dict[str, Any], settings: dict[str, Any]) -> list[Line]:
     return [
         _line(
             whole, "crossover", "crossover t_c",
-            f"2 leak / γ*; γ* is mostly leak² here, so read the exact crossover{in_steps(whole['crossover'])}"
-            if mostly_leak(whole)
-            else f"2 leak / γ*: before it damage grows as t², after it as t⁴{in_steps(whole['crossover'])}",
+            f"2 leak / γ*; γ* is mostly leak² here, so read the exact crossover{in_steps(whole.crossover)}"
+            if whole.mostly_leak
+            else f"2 leak / γ*: before it damage grows as t², after it as t⁴{in_steps(whole.crossover)}",
         ),
         _line(
             whole, "crossover_exact", "crossover, exact",
-            f"where the leak part, t², and the quartic part, t⁴, are equal{in_steps(whole['crossover_exact'])}",
+            f"where the leak part, t², and the quartic part, t⁴, are equal{in_steps(whole.crossover_exact)}",
         ),
         Line(
-            "window", number(whole["window"]), "",
-            f"beyond it the second-order expansion is not to be trusted{in_steps(whole['window'])}",
+            "window", number(whole.window), "",
+            f"beyond it the second-order expansion is not to be trusted{in_steps(whole.window)}",
         ),
-        Line("horizon", number(whole["horizon"]), "", "learning rate × steps of the planned fine-tune"),
-        Line("regime", whole["regime"], "", _REGIMES[whole["regime"]]),
+        Line("horizon", number(whole.horizon), "", "learning rate × steps of the planned fine-tune"),
+        Line("regime", whole.regime, "", _REGIMES[whole.regime]),
         _line(
             whole, "utility_loss_at_horizon", "predicted utility loss",
             f"{per_response} at the horizon"
-            + (", outside the window: an extrapolation, not a prediction" if whole["regime"] == "outside" else ""),
+            + (", outside the window: an extrapolation, not a prediction" if whole.regime == "outside" else ""),
         ),
     ]  # fmt: skip

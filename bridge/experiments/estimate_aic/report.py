@@ -1,90 +1,97 @@
-"""The closing table on the terminal, and report.html, a self-contained page."""
+"""The closing table on the terminal, the pictures, and report.html, a self-contained page."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
 
-from bridge.experiments.estimate_aic.readings import BIASED, Line, biased, lines
+from bridge.experiments.estimate_aic.pictures import coupling, prediction, spectrum
+from bridge.experiments.estimate_aic.readings import BIASED, lines
+from bridge.experiments.estimate_aic.result import AicResult
+from bridge.experiments.estimate_aic.settings import Settings
+from bridge.reports.console import print_tables
 from bridge.reports.numbers import number, set_name, step
-from bridge.reports.pages import render_page
+from bridge.reports.pages import write_page
+from bridge.reports.results import pictures_of, tables_of
+from bridge.reports.tables import Table
+from commands.store import Folder
 
 _LEADERS = 15
-_SHOWN_RESPONSES = 5
+_HEADINGS = ("quantity", "value", "95 % interval", "what it means here")
 
 
-def headline(result: dict[str, Any], settings: dict[str, Any]) -> str:
+def headline(result: AicResult) -> str:
     """One or two sentences that an engineer about to fine-tune wants first."""
-    whole = result["whole_model"]
-    rate, steps, window = settings["learning_rate"], settings["steps"], whole["window"]
-    if whole["crossover"] is None:
+    whole, plan = result.whole_model, result.plan
+    window = whole.window
+    if whole.crossover is None:
         return "The update neither moves the skill's policy nor accelerates it."
-    if whole["leak"] == 0:
+
+    def in_steps(t: float) -> str:
+        return "" if plan is None else f"step {step(t, plan.learning_rate)}"
+
+    if whole.leak == 0:
         start = "The update does not move the skill at first order: damage starts as t⁴."
     else:
-        start = f"The skill starts to move with the first step, damage growing as t² (leak {number(whole['leak'])})."
-        turn = whole["crossover_exact"] or whole["crossover"]
+        start = f"The skill starts to move with the first step, damage growing as t² (leak {number(whole.leak)})."
+        turn = whole.crossover_exact or whole.crossover
         if window is not None and turn > window:
             start += " Acceleration does not take over while the expansion holds."
         else:
-            start += f" Acceleration takes over at t = {number(turn)}, step {step(turn, rate)}."
-    if whole["regime"] == "outside":
+            start += f" Acceleration takes over at t = {number(turn)}{in_steps(turn) and ', ' + in_steps(turn)}."
+    planned = "The planned steps" if plan is None else f"The planned {plan.steps} steps"
+    if whole.regime == "outside" and window is not None:
         return (
-            f"{start} The planned {steps} steps reach t = {number(whole['horizon'])}; an expansion at the start can "
-            f"be trusted up to {number(window)} (step {step(window, rate)}). What happens after that has to be "
-            f"measured along the run."
+            f"{start} {planned} reach t = {number(whole.horizon)}; an expansion at the start can "
+            f"be trusted up to {number(window)}{in_steps(window) and f' ({in_steps(window)})'}. What happens after "
+            f"that has to be measured along the run."
         )
     return (
-        f"{start} After the planned {steps} steps the predicted utility loss is "
-        f"{number(whole['utility_loss_at_horizon'])} nats of KL per response."
+        f"{start} After {planned[0].lower()}{planned[1:]} the predicted utility loss is "
+        f"{number(whole.utility_loss_at_horizon)} nats of KL per response."
     )
 
 
-def print_table(result: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Print the closing table to standard output."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
-    sets = f"{set_name(settings['finetune'])} against {set_name(settings['skill'])}"
-    title = f"{settings['model']}: {sets} ({result['fisher']} Fisher)"
-    table = Table(title=escape(title), title_justify="left", show_edge=False)
-    table.add_column("quantity", no_wrap=True)
-    table.add_column("value", justify="right", no_wrap=True)
-    table.add_column("95 % interval", justify="right", no_wrap=True)
-    table.add_column("what it means here")
-    for line in lines(result, settings):
-        table.add_row(line.name, line.value, line.interval, escape(line.meaning))
-    console.print(table)
-    if biased(result["whole_model"]):
-        console.print(f"{BIASED.strip()} resampling few samples shifts this quantity: read the width, not the place")
-    console.print(escape(headline(result, settings)))
+@tables_of.register
+def tables(result: AicResult) -> list[Table]:
+    """The closing table, a row a quantity."""
+    sets = "" if result.plan is None else f"{set_name(result.plan.finetune)} against {set_name(result.plan.skill)} "
+    rows = [(line.name, line.value, line.interval, line.meaning) for line in lines(result)]
+    return [Table(f"{result.model}: {sets}({result.fisher} Fisher)", _HEADINGS, rows, sentences=True)]
 
 
-def render(
-    result: dict[str, Any],
-    settings: dict[str, Any],
-    pictures: Mapping[str, bytes],
-    responses: Sequence[str],
-) -> bytes:
-    """report.html: everything in one file, model output escaped."""
-    whole = result["whole_model"]
-    leaders = sorted(result["blocks"].items(), key=lambda item: -item[1]["leak"])[:_LEADERS]
-    table: list[Line] = lines(result, settings)
-    return render_page(
+def readings(result: AicResult) -> list[str]:
+    """What stands below the table."""
+    mark = f"{BIASED.strip()} resampling few samples shifts this quantity: read the width, not the place"
+    return [*([mark] if result.whole_model.biased else []), headline(result)]
+
+
+def print_result(result: AicResult, folder: Folder) -> None:
+    """Print the closing table to standard output, and where the report is."""
+    print_tables(tables(result), readings(result))
+    print(f"\n{folder.path / 'report.html'}")
+
+
+@pictures_of.register
+def pictures(result: AicResult) -> dict[str, bytes]:
+    """The run's pictures by name, the prediction first."""
+    return {"prediction": prediction(result), "spectrum": spectrum(result), "coupling": coupling(result)}
+
+
+def write(result: AicResult, settings: Settings, responses: Sequence[str], folder: Path) -> None:
+    """Write the pictures and report.html: everything in one file, model output escaped."""
+    write_page(
+        folder,
         "experiments/estimate_aic/report.html",
-        pictures,
-        model=result["model"],
-        settings=settings,
+        pictures(result),
+        model=result.model,
+        settings=settings.identity(),
         result=result,
-        headline=headline(result, settings),
-        lines=table,
-        biased=[name.replace("_", " ") for name in biased(whole)],
-        leaders=leaders,
-        responses=responses[:_SHOWN_RESPONSES],
+        headline=headline(result),
+        table=tables(result)[0],
+        biased=[name.replace("_", " ") for name in result.whole_model.biased],
+        leaders=sorted(result.blocks.items(), key=lambda item: -item[1].leak)[:_LEADERS],
+        responses=responses,
         n=number,
         set_name=set_name,
     )

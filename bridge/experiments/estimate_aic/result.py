@@ -1,164 +1,173 @@
-"""aic.json: everything that was measured, put together from the statistics."""
+"""What `bridge.estimate_aic` finds: the AIC quantities of a planned fine-tune, block by block, and its prediction."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
-import numpy as np
-from jaxtyping import Float, Int
-
-from bridge.estimators.output_space import TokenMoments
-from bridge.estimators.update import Update
-from bridge.models.blocks import group_by_block
-from commands.store import SCHEMA_VERSION
-from theory import aic, onset
-from theory.resampling import bootstrap_weights, percentile_interval
-from theory.spectra import rank_by_energy, spectrum
-from theory.statistics import ScoreStatistics
-
-POINTS_PER_DECADE = 6
-DECADES = (-2, 1.5)  # below and above the crossover; further up no expansion holds
-
-
-# The paper is silent on d for a whole model. Ten leaves the bootstrap of lambda_d meaningful at N = 64, where a
-# rank by energy would take nearly all of the few directions that the samples show.
-DEFAULT_RANK = 10
+from bridge.reports.results import Result
+from theory.aic import Regime
+from theory.statistics import FisherKind
 
 
 @dataclass(frozen=True)
-class Question:
-    """What decides how the statistics are read."""
+class BlockEstimate:
+    """The AIC quantities of one block of parameters (`theory.aic.Estimate`), and the norm of its gradient.
 
-    rank: int | None  # d by number
-    energy: float | None  # d by share of the trace; with neither, DEFAULT_RANK
-    horizon: float  # learning rate x steps
-    resamples: int
-    seed: int
+    The onset needs the whole path, since cross-module terms do not split: it is of the whole model alone.
 
-
-def prediction_times(whole: ScoreStatistics, horizon: float) -> Float[np.ndarray, " T"]:
-    """Times at which the utility loss is predicted: the decades around the crossover, and the horizon.
-
-    The crossover is not known before the policy's second derivative is. Its two known parts, s.a and -leak^2 (the
-    mean of l''), are near enough to place the grid.
-    """
-    first = onset.leak(whole)
-    second = float(np.sqrt(whole.expectation(whole.acceleration**2) + first**4))
-    centre = 2 * first / second if first > 0 and second > 0 else horizon
-    steps = np.arange(DECADES[0] * POINTS_PER_DECADE, int(DECADES[1] * POINTS_PER_DECADE) + 1) / POINTS_PER_DECADE
-    return np.unique(np.append(centre * 10.0**steps, horizon))
-
-
-def choose_rank(whole: ScoreStatistics, question: Question) -> int:
-    """The rank d: as asked for by number or by share of the trace, else DEFAULT_RANK."""
-    if question.rank is not None:
-        return question.rank
-    if question.energy is not None:
-        return max(1, rank_by_energy(spectrum(whole).eigenvalues, question.energy))
-    return min(DEFAULT_RANK, whole.num_samples)
-
-
-def assemble(
-    modules: Mapping[str, ScoreStatistics],
-    update: Update,
-    moments: TokenMoments,
-    times: Float[np.ndarray, " T"],
-    groups: Int[np.ndarray, " N"],
-    question: Question,
-) -> dict[str, Any]:
-    """The content of aic.json, without the model's name.
-
-    Args:
-        modules: statistics by module name.
-        update: the update path.
-        moments: derivatives of the policy on the same samples.
-        times: when the utility loss is predicted.
-        groups: which samples share a prompt.
-        question: rank, horizon and resampling.
+    Attributes:
+        intervals: percentile bootstrap intervals (low, high), by the quantity's name.
+        bootstrap_bias: mean over the resamples minus the estimate, by the quantity's name.
+        nulls: what random directions would give, by name (`theory.nulls.null_values`).
 
     """
-    blocks_of = group_by_block(list(modules))
-    layers = {block: whole_model({n: modules[n] for n in names}) for block, names in blocks_of.items()}
-    curvature = moments.second - sum(stats.acceleration for stats in modules.values())
-    whole = whole_model(modules).with_curvature(curvature)
-    rank = choose_rank(whole, question)
-    everything = [whole, *layers.values(), *modules.values()]
-    estimates = aic.estimate_many(everything, rank, groups=groups, resamples=question.resamples, seed=question.seed)
-    members = [list(modules), *blocks_of.values(), *([name] for name in modules)]
-    blocks = [
-        estimate.as_dict() | {"gradient_norm": float(np.sqrt(sum(update.gradient_squared[n] for n in names)))}
-        for estimate, names in zip(estimates, members, strict=True)
-    ]
-    for block in blocks[1:]:  # the onset needs the whole path: cross-module terms do not split
-        for name in ("onset_coefficient", "crossover", "correlation"):
-            del block[name]
-    motion = blocks[0] | _motion(whole, moments, times, groups, question)
-    motion["intervals"] |= motion.pop("more_intervals")
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "fisher": whole.fisher,
-        "num_samples": whole.num_samples,
-        "rank": rank,
-        "finetuning_loss": update.loss,
-        "whole_model": motion,
-        "layers": dict(zip(layers, blocks[1 : 1 + len(layers)], strict=True)),
-        "blocks": dict(zip(modules, blocks[1 + len(layers) :], strict=True)),
-        "checks": {"first_derivative_disagreement": _disagreement(whole.velocity, moments.first)},
-    }
+
+    fisher: FisherKind
+    num_samples: int
+    dimension: int
+    rank: int
+    numerical_rank: int
+    eigenvalues: list[float]
+    sharpness: float
+    tail: float
+    gap: float
+    overlap: float
+    coupling: float
+    leak: float
+    velocity_norm: float
+    acceleration_norm: float
+    effective_rank: float
+    split_half_overlap: float | None
+    mean_score_share: float
+    nulls: dict[str, float | None]
+    intervals: dict[str, list[float]]
+    bootstrap_bias: dict[str, float | None]
+    gradient_norm: float
+
+    @property
+    def biased(self) -> list[str]:
+        """Quantities whose bootstrap bias is more than half their interval's width."""
+        found = ((name, self.bootstrap_bias.get(name), ends) for name, ends in self.intervals.items())
+        return [name for name, bias, (low, high) in found if bias is not None and abs(bias) > (high - low) / 2]
 
 
-def whole_model(modules: Mapping[str, ScoreStatistics]) -> ScoreStatistics:
-    """Statistics of all modules together; the curvature, which does not add, is absent."""
-    first, *rest = modules.values()
-    return sum(rest, start=first)
+@dataclass(frozen=True)
+class LossAt:
+    """A predicted utility loss, in nats a response, at time t; None where it is beyond all numbers."""
+
+    t: float
+    utility_loss: float | None
 
 
-def _motion(
-    whole: ScoreStatistics,
-    moments: TokenMoments,
-    times: Float[np.ndarray, " T"],
-    groups: Int[np.ndarray, " N"],
-    question: Question,
-) -> dict[str, Any]:
-    """Regime, predicted loss, and the numbers from the output space."""
-    predicted = onset.predicted_loss(whole, times)
-    exact = moments.loss.mean(axis=0)
-    at_horizon = int(np.argmin(np.abs(times - question.horizon)))
-    window = aic.expansion_window(whole)
-    draws = bootstrap_weights(whole.sample_weights, question.resamples, question.seed, groups)
-    resampled = {
-        "leak_exact": np.sqrt(draws @ moments.leak_variance),
-        "onset_exact": np.sqrt(draws @ moments.second**2),
-        "quartic_exact": np.sqrt(draws @ moments.quartic_variance),
-        "crossover_exact": 2 * np.sqrt(draws @ moments.leak_variance) / np.sqrt(draws @ moments.quartic_variance),
-        "utility_loss_at_horizon": draws @ moments.loss[:, at_horizon],
-    }
-    intervals = {name: percentile_interval(v, 0.95) for name, v in resampled.items() if len(v)}
-    return {
-        "horizon": question.horizon,
-        "window": window if np.isfinite(window) else None,
-        "regime": aic.regime(onset.leak(whole), onset.onset_coefficient(whole), question.horizon, window),
-        "utility_loss_at_horizon": float(exact[at_horizon]),
-        "leak_exact": moments.leak(),
-        "onset_exact": moments.onset(),
-        "quartic_exact": moments.quartic(),
-        "crossover_exact": onset.crossover(moments.leak(), moments.quartic()),
-        "predicted_loss": _curve(times, predicted.utility_loss),
-        "predicted_loss_exact": _curve(times, exact),
-        "more_intervals": {name: list(ends) for name, ends in intervals.items() if ends is not None},
-    }
+@dataclass(frozen=True)
+class WholeEstimate(BlockEstimate):
+    """The same of the whole model, with what the output distributions give, and the prediction.
+
+    Attributes:
+        onset_coefficient: γ*, from the scores.
+        crossover: 2 leak / γ*.
+        correlation: of l' and l''.
+        horizon: learning rate x steps.
+        window: up to which t the expansion at the start can be trusted; None for no end.
+        regime: in which the run ends.
+        utility_loss_at_horizon: predicted, in nats a response.
+        leak_exact, onset_exact, quartic_exact, crossover_exact: exact over the vocabulary.
+        predicted_loss: over time, from the scores to second order.
+        predicted_loss_exact: over time, from the output distributions.
+
+    """
+
+    onset_coefficient: float | None
+    crossover: float | None
+    correlation: float | None
+    horizon: float
+    window: float | None
+    regime: Regime
+    utility_loss_at_horizon: float
+    leak_exact: float
+    onset_exact: float
+    quartic_exact: float
+    crossover_exact: float | None
+    predicted_loss: list[LossAt]
+    predicted_loss_exact: list[LossAt]
+
+    @property
+    def mostly_leak(self) -> bool:
+        """Whether more than half of γ* (in square) is leak², which cancels against other terms of order t⁴."""
+        return self.leak_exact**4 > (self.onset_coefficient or 0.0) ** 2 / 2
 
 
-def _curve(times: Float[np.ndarray, " T"], values: Float[np.ndarray, " T"]) -> list[dict[str, float | None]]:
-    return [
-        {"t": float(t), "utility_loss": float(u) if np.isfinite(u) else None}
-        for t, u in zip(times, values, strict=True)
-    ]
+@dataclass(frozen=True)
+class Checks:
+    """Independent routes to the same numbers: largest |s.v - l'| over its root mean square."""
+
+    first_derivative_disagreement: float
 
 
-def _disagreement(backward: Float[np.ndarray, " N"], forward: Float[np.ndarray, " N"]) -> float:
-    """Largest |s.v - l'| over its root mean square: two independent routes to the same derivative."""
-    scale = float(np.sqrt(np.mean(backward**2)))
-    return float(np.abs(backward - forward).max() / scale) if scale > 0 else 0.0
+@dataclass(frozen=True)
+class PlannedRun:
+    """The fine-tune that was asked about."""
+
+    skill: str
+    finetune: str
+    learning_rate: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class AicResult(Result):
+    """The alignment instability condition of a model under a planned fine-tune.
+
+    Attributes:
+        rank: d.
+        finetuning_loss: now, in nats a response token.
+        layers: estimates by block of the model.
+        blocks: estimates by module.
+        plan: the fine-tune that was asked about; None in results of before it was kept.
+        squared_norms: (N,) |s_i|^2 over the whole model; None in results of before they were kept.
+
+    """
+
+    FILE: ClassVar[str] = "aic.json"
+
+    model: str
+    fisher: FisherKind
+    num_samples: int
+    rank: int
+    finetuning_loss: float
+    whole_model: WholeEstimate
+    layers: dict[str, BlockEstimate]
+    blocks: dict[str, BlockEstimate]
+    checks: Checks
+    plan: PlannedRun | None = None
+    squared_norms: list[float] | None = None
+
+    @property
+    def leak(self) -> float:
+        """Speed of the policy from the first step, from the scores."""
+        return self.whole_model.leak
+
+    @property
+    def predicted_loss(self) -> float:
+        """The utility loss predicted at the end of the planned run, in nats a response."""
+        return self.whole_model.utility_loss_at_horizon
+
+    def records(self) -> list[dict[str, object]]:
+        """A row a module, the whole model first: leak, coupling, overlap and what they are compared with."""
+        parts = {"whole model": self.whole_model, **self.blocks}
+        return [
+            {
+                "module": name,
+                "parameters": block.dimension,
+                "leak": block.leak,
+                "leak_random": block.nulls.get("leak_random"),
+                "coupling": block.coupling,
+                "overlap": block.overlap,
+                "overlap_random": block.nulls.get("overlap_random"),
+                "sharpness": block.sharpness,
+                "effective_rank": block.effective_rank,
+                "gradient_norm": block.gradient_norm,
+            }
+            for name, block in parts.items()
+        ]

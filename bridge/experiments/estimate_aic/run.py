@@ -4,137 +4,101 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from bridge.data.chat import ChatFormat
-from bridge.data.encode import check_positions, encode, token_hash
-from bridge.data.rows import load_rows
+from bridge.data.encode import token_hash
 from bridge.data.samples import Sample
-from bridge.estimators import output_space
-from bridge.estimators import scores as measure
-from bridge.estimators import update as estimators_update
-from bridge.estimators.taps import probe
-from bridge.estimators.theta import Subject, subject_of
-from bridge.experiments.estimate_aic import pictures, report, result
-from bridge.generation.drawing import Drawing, draw_samples
-from bridge.models.identity import model_identity, positions_of, run_name
-from bridge.models.load import LoadedModel, load_model
+from bridge.estimators.output_space import measure_output_space
+from bridge.estimators.scores import measure_scores
+from bridge.estimators.update import measure_update
+from bridge.experiments.estimate_aic import report
+from bridge.experiments.estimate_aic.assembly import assemble, prediction_times, whole_model
+from bridge.experiments.estimate_aic.result import AicResult
+from bridge.experiments.estimate_aic.settings import Settings
+from bridge.experiments.session import Lent, MeasuringSession, write_samples
 from commands.progress import Progress
 from commands.runs import result_of
-from commands.store import RunFolder, short_hash, write_arrays, write_atomically, write_json
+from commands.store import Folder, write_arrays
 from theory.statistics import ScoreStatistics
-
-if TYPE_CHECKING:
-    from bridge.experiments.estimate_aic.settings import Settings
 
 COMMAND = "bridge.estimate_aic"
 
 
-def run(settings: Settings, out: Path | None = None, quiet: bool = False) -> Path:
-    """Measure, write the run folder, print the closing table; returns the folder.
+def run(settings: Settings, out: Path | None = None, quiet: bool = False, lent: Lent | None = None) -> AicResult:
+    """Measure, write the run folder, print the closing table.
+
+    Args:
+        settings: the options.
+        out: the run folder; None for one in runs/.
+        quiet: print nothing.
+        lent: what is in memory already.
 
     Raises:
         UserError: for anything in the options, the data or the model that cannot be used.
 
     """
     settings.check()
-    progress = Progress(quiet)
-    rows = {
-        name: load_rows(getattr(settings, name), skip_bad_rows=settings.skip_bad_rows) for name in ("skill", "finetune")
-    }
-    loaded = load_model(
-        settings.model, dtype=settings.dtype, device=settings.device, seed=settings.seed, report=progress.say
-    )
-    subject = subject_of(loaded, settings.modules, settings.batch_size, settings.memory)
-    chat = ChatFormat(loaded.tokenizer)
-    skill, finetune = (
-        encode(
-            f"--{name}",
-            rows[name],
-            chat,
-            count=getattr(settings, f"num_{name}"),
-            max_length=settings.max_length,
-            seed=settings.seed,
-            skip_bad_rows=settings.skip_bad_rows,
-            progress=progress,
-        )
-        for name in ("skill", "finetune")
-    )
+    session = MeasuringSession(COMMAND, settings, Progress(quiet), lent)
+    rows = {name: session.rows(name, getattr(settings, name)) for name in ("skill", "finetune")}
+    session.subject  # noqa: B018  # modules that do not exist are refused before rows that cannot be encoded
+    skill = session.encode("skill", rows["skill"], settings.num_skill)
+    finetune = session.encode("finetune", rows["finetune"], settings.num_finetune)
     sampled = settings.fisher == "sampled"
     whole = finetune if sampled else [*skill, *finetune]
-    check_positions(positions_of(loaded), whole, skill if sampled else [], settings.max_new_tokens)
-    identity = asdict(settings) | {
-        **model_identity(loaded),
-        "tokens": token_hash([*skill, *finetune]),
-        "end_token_ids": list(chat.end_token_ids),
-        "skill_sha256": rows["skill"].sha256,
-        "finetune_sha256": rows["finetune"].sha256,
-    }
-    default = Path("runs") / "estimate_aic" / f"{run_name(settings.model)}-{short_hash(identity)}"
-    folder = RunFolder(out or default, COMMAND, identity)
-
-    def measured() -> None:
-        how = Drawing.of(settings)
-        samples = draw_samples(loaded, chat, skill, how, folder, progress) if sampled else skill
-        _measure(loaded, subject, samples, finetune, settings, folder, progress)
-
-    found = result_of(folder, "aic.json", measured, progress)
+    session.check_positions(whole, skill if sampled else [], settings.max_new_tokens)
+    folder = session.open_folder(
+        out,
+        tokens=token_hash([*skill, *finetune]),
+        skill_sha256=rows["skill"].sha256,
+        finetune_sha256=rows["finetune"].sha256,
+    )
+    measure = partial(_measure, session, settings, skill, finetune, folder)
+    found = result_of(folder, AicResult.read, measure, session.progress)
     if not quiet:
-        report.print_table(found, asdict(settings))
-        print(f"\n{folder.path / 'report.html'}")
-    return folder.path
+        report.print_result(found, folder)
+    return found
 
 
 def _measure(
-    loaded: LoadedModel,
-    subject: Subject,
+    session: MeasuringSession,
+    settings: Settings,
     skill: Sequence[Sample],
     finetune: Sequence[Sample],
-    settings: Settings,
-    folder: RunFolder,
-    progress: Progress,
-) -> None:
+    folder: Folder,
+) -> AicResult:
     """All stages from the samples to the finished folder."""
-    lines = [replace(s, set=name).to_json() for name, part in (("skill", skill), ("finetune", finetune)) for s in part]
-    write_atomically(folder.path / "samples.jsonl", ("\n".join(lines) + "\n").encode())
-    probe(subject.model, subject.modules, subject.batches(finetune[:1])[0])
-    update = estimators_update.measure_update(
-        subject, finetune, settings.optimizer, settings.adam_batch_size, folder, progress
-    )
+    if settings.fisher == "sampled":
+        skill = session.answered(skill, folder)
+    subject, progress = session.subject, session.progress
+    session.probe(finetune)
+    if not session.lent.in_memory:
+        parts = (("skill", skill), ("finetune", finetune))
+        write_samples(folder.path / "samples.jsonl", [replace(s, set=name) for name, part in parts for s in part])
+    update = measure_update(subject, finetune, settings.optimizer, settings.adam_batch_size, folder, progress)
     folder.note_progress()
-    modules = measure.measure_scores(subject, skill, update, settings.fisher, folder, progress)
+    modules = measure_scores(subject, skill, update, settings.fisher, folder, progress)
     folder.note_progress()
-    question = result.Question(
-        rank=settings.rank,
-        energy=settings.energy,
-        horizon=settings.learning_rate * settings.steps,
-        resamples=settings.bootstrap,
-        seed=settings.seed,
-    )
-    times = result.prediction_times(result.whole_model(modules), question.horizon)
-    moments = output_space.measure_output_space(subject, skill, update, times, folder, progress)
+    times = prediction_times(whole_model(modules), settings.horizon)
+    moments = measure_output_space(subject, skill, update, times, folder, progress)
     groups = np.unique([s.group for s in skill], return_inverse=True)[1]
     with progress.stage("intervals", 1):
-        found = {
-            "model": settings.model,
-            **result.assemble(modules, update, moments, times, groups, question),
-        }
-    _write_statistics(folder, modules, update.gradient_squared, moments.to_arrays(), times)
-    write_json(folder.path / "aic.json", found)
-    _write_report(loaded, found, result.whole_model(modules), skill, settings, folder)
-    folder.finish(
-        device_name=_device_name(loaded.device),
-        stage_seconds={k: round(v, 2) for k, v in progress.seconds.items()},
-    )
+        found = assemble(settings.model, modules, update, moments, times, groups, settings)
+    if not session.lent.in_memory:
+        _write_statistics(folder.path, modules, update.gradient_squared, moments.to_arrays(), times)
+        found.write(folder.path)
+        texts = [str(session.loaded.tokenizer.decode(list(sample.input_ids))) for sample in skill[:5]]
+        report.write(found, settings, texts, folder.path)
+        session.finish(folder, device_name=_device_name(session.loaded.device))
+    return found
 
 
 def _write_statistics(
-    folder: RunFolder,
+    folder: Path,
     modules: Mapping[str, ScoreStatistics],
     gradient_squared: Mapping[str, float],
     moments: Mapping[str, np.ndarray],
@@ -145,27 +109,7 @@ def _write_statistics(
     for name, stats in modules.items():
         arrays |= stats.to_arrays(f"{name}/")
         arrays[f"{name}/gradient_squared"] = np.array(gradient_squared[name])
-    write_arrays(folder.path / "statistics.npz", arrays)
-
-
-def _write_report(
-    loaded: LoadedModel,
-    found: dict[str, Any],
-    whole: ScoreStatistics,
-    skill: Sequence[Sample],
-    settings: Settings,
-    folder: RunFolder,
-) -> None:
-    drawn = {
-        "spectrum": pictures.spectrum(found, whole.gram.diagonal()),
-        "coupling": pictures.coupling(found),
-        "prediction": pictures.prediction(found, settings.learning_rate),
-    }
-    for name, png in drawn.items():
-        write_atomically(folder.path / f"{name}.png", png)
-    texts = [str(loaded.tokenizer.decode(list(sample.input_ids))) for sample in skill[:5]]
-    page = report.render(found, asdict(settings), drawn, texts)
-    write_atomically(folder.path / "report.html", page)
+    write_arrays(folder / "statistics.npz", arrays)
 
 
 def _device_name(device: str) -> str:

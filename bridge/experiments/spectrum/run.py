@@ -65,7 +65,7 @@ def _measure(session: SkillsSession, settings: Settings, folder: Folder) -> Spec
         arrays |= {f"{name}/{key}": stats.gram for key, stats in modules.items()}
         everything += samples
         folder.note_progress()
-    found = SpectrumResult(session.loaded.name, settings.fisher, settings.rank, skills)
+    found = SpectrumResult(settings.model, settings.fisher, settings.rank, skills)
     if not session.lent.in_memory:
         write_samples(folder.path / "samples.jsonl", everything)
         write_arrays(folder.path / "statistics.npz", arrays)

@@ -17,7 +17,8 @@ from bridge.estimators import scores as measure
 from bridge.estimators import theta as estimators_theta
 from bridge.estimators import update as estimators_update
 from bridge.estimators.batches import make_batches, response_logits
-from bridge.experiments.estimate_aic import result
+from bridge.experiments.estimate_aic import assembly
+from bridge.experiments.estimate_aic.settings import Settings
 from bridge.models import blocks as models_blocks
 from commands.errors import UserError
 from commands.progress import Progress
@@ -119,7 +120,7 @@ def test_all_statistics_equal_brute_force(
         close(stats.velocity_dot_acceleration, float(v[part] @ a[part]), 30 * tolerance)  # terms cancel
         close(update.gradient_squared[name], float(case.gradient[part] @ case.gradient[part]), tolerance)
         assert stats.dimension == s.shape[1]
-    whole = result.whole_model(modules)
+    whole = assembly.whole_model(modules)
     close(whole.gram, case.scores @ case.scores.T, tolerance)
     close(moments.first, case.scores @ v, tolerance)
     close(moments.second, case.scores @ a + case.curvature(v), tolerance)
@@ -177,8 +178,8 @@ def dense_numbers(scores: np.ndarray, v: np.ndarray, a: np.ndarray, rank: int) -
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_aic_json_equals_brute_force(case: Case, tmp_path: Path, optimizer: str) -> None:
     update, modules, moments = measured(case, tmp_path, 3, 10**9, optimizer)
-    question = result.Question(rank=3, energy=None, horizon=1e-2, resamples=20, seed=0)
-    found = result.assemble(modules, update, moments, TIMES, np.arange(7), question)
+    settings = Settings(rank=3, learning_rate=1e-2, steps=1, bootstrap=20)
+    found = assembly.assemble("tiny", modules, update, moments, TIMES, np.arange(7), settings).to_dict()
     v, a = (x.numpy() for x in case.update(optimizer))
     scores, gradient = case.scores.numpy(), case.gradient.numpy()
     everything = slice(0, len(v))
@@ -236,8 +237,8 @@ def test_block_sums_are_the_whole(case: Case, tmp_path: Path) -> None:
     _, modules, _ = measured(case, tmp_path, 7, 10**9)
     names = list(modules)
     left, right = ({n: modules[n] for n in part} for part in (names[::2], names[1::2]))
-    both = result.whole_model(left) + result.whole_model(right)
-    close(both.gram, result.whole_model(modules).gram, 1e-12)
+    both = assembly.whole_model(left) + assembly.whole_model(right)
+    close(both.gram, assembly.whole_model(modules).gram, 1e-12)
     close(both.velocity, case.scores @ -case.gradient, case.tolerance)
 
 

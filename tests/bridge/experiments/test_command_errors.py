@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from bridge.estimators import scores as measure
 from bridge.experiments.estimate_aic import run as aic_run
 from tests.bridge.support.tiny_models import save_model, tiny_gpt2_model
 from tests.bridge.support.tiny_runs import command, make_workplace, options, save_chat_model, write_rows
@@ -49,9 +48,9 @@ def fails(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (("--rank", "7"), "--rank: expected 1 to 6, the number of samples"),
-        (("--rank", "13", "--draws", "2"), "--rank: expected 1 to 12"),
-        (("--rank", "0"), "--rank: expected 1 to 6"),
+        (("--rank", "7"), "--rank: expected at most 6, the number of samples"),
+        (("--rank", "13", "--draws", "2"), "--rank: expected at most 12"),
+        (("--rank", "0"), "--rank: expected a whole number from 1, got 0"),
         (("--rank", "3", "--energy", "0.9"), "--energy: expected one of --rank and --energy, got both"),
         (("--energy", "1.5"), "--energy: expected a share of the trace in (0, 1], got 1.5"),
         (("--energy", "nan"), "--energy: expected a share of the trace in (0, 1], got nan"),
@@ -59,7 +58,7 @@ def fails(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
         (("--num-skill", "0"), "--num-skill: expected a whole number from 1, got 0"),
         (("--num-finetune", "-3"), "--num-finetune: expected a whole number from 1, got -3"),
         (("--batch-size", "0"), "--batch-size: expected"),
-        (("--max-length", "1"), "--max-length: expected at least 2 tokens, got 1"),
+        (("--max-length", "1"), "--max-length: expected a whole number from 2, got 1"),
         (("--learning-rate", "0"), "--learning-rate: expected"),
         (("--learning-rate", "nan"), "--learning-rate: expected"),
         (("--learning-rate", "1e300"), "--learning-rate: expected"),
@@ -67,7 +66,7 @@ def fails(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
         (("--memory", "-1"), "--memory: expected"),
         (("--bootstrap", "-1"), "--bootstrap: expected"),
         (("--seed", "-1"), "--seed: expected"),
-        (("--dtype", "int8"), "unknown dtype 'int8': expected one of float32"),
+        (("--dtype", "int8"), "float32"),
         (("--device", "tpu"), "unknown device 'tpu': expected cpu, cuda"),
         (("--modules", "no_such"), "--modules: no linear module of the model matches 'no_such'; names look like"),
         (("--modules", "("), "--modules: expected a regular expression, got '(' ("),
@@ -121,7 +120,7 @@ def test_weights_that_are_not_numbers(fails: Any, tmp_path: Path, fisher: str) -
     assert ("expected finite logits" if fisher == "sampled" else "expected a finite fine-tuning loss") in line
     assert "look for broken weights" in line
     assert sorted(p.name for p in (tmp_path / "run").iterdir() if p.name != ".partial") in (
-        ["manifest.json"], ["manifest.json", "samples.jsonl"],
+        ["manifest.json", "settings.toml"], ["manifest.json", "samples.jsonl", "settings.toml"],
     )  # fmt: skip
 
 
@@ -240,7 +239,7 @@ def test_out_of_memory_says_what_to_lower(
 ) -> None:  # fmt: skip
     arguments = options(place, "--out", str(tmp_path / "run"))
     with monkeypatch.context() as patch:
-        patch.setattr(measure, stage, raising(error))
+        patch.setattr(aic_run, stage, raising(error))
         assert command(patch, *arguments) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line == "error: out of memory: lower --batch-size first, then --memory or --max-length"
@@ -259,7 +258,7 @@ def test_an_interrupt_says_how_to_go_on(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(measure, "measure_scores", raising(KeyboardInterrupt()))
+        patch.setattr(aic_run, "measure_scores", raising(KeyboardInterrupt()))
         assert command(patch, *options(place, "--out", str(tmp_path / "run"))) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "stopped; the same command goes on from here"
     assert (tmp_path / "run" / ".partial" / "velocity.safetensors").exists()

@@ -17,6 +17,8 @@ from torch.func import jacrev
 from bridge.data.samples import Sample
 from bridge.estimators import taps
 from bridge.experiments.estimate_aic import run as aic_run
+from bridge.experiments.estimate_aic.result import AicResult
+from bridge.experiments.estimate_aic.settings import Settings
 from bridge.generation import sampling
 from bridge.models.load import load_model
 from commands.store import read_arrays
@@ -27,8 +29,8 @@ from theory.resampling import bootstrap_weights
 from theory.statistics import ScoreStatistics
 
 FILES = [
-    "aic.json", "coupling.png", "manifest.json", "prediction.png", "report.html", "samples.jsonl", "spectrum.png",
-    "statistics.npz",
+    "aic.json", "coupling.png", "manifest.json", "prediction.png", "report.html", "samples.jsonl", "settings.toml",
+    "spectrum.png", "statistics.npz",
 ]  # fmt: skip
 EVERYWHERE = {
     "dimension", "eigenvalues", "sharpness", "tail", "overlap", "coupling", "leak", "gradient_norm",
@@ -52,7 +54,12 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished(gpt2: Path) -> Path:
     """A run with every option at its plainest."""
-    return aic_run.run(tiny_settings(gpt2), gpt2 / "finished", quiet=True)
+    return run_into(gpt2 / "finished", tiny_settings(gpt2))
+
+
+def run_into(folder: Path, settings: Settings) -> Path:
+    aic_run.run(settings, folder, quiet=True)
+    return folder
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -150,7 +157,7 @@ def test_the_numbers_equal_brute_force_on_samples_jsonl(gpt2: Path, finished: Pa
     """Scores, gradient and Hessian product sample by sample, from nothing but the model's folder and that file."""
     folder = finished
     if fisher == "empirical":
-        folder = aic_run.run(tiny_settings(gpt2, fisher="empirical"), gpt2 / "empirical", quiet=True)
+        folder = run_into(gpt2 / "empirical", tiny_settings(gpt2, fisher="empirical"))
     model = load_model(str(gpt2 / "model"), dtype="float64", device="cpu").model
     model.set_attn_implementation("eager")
     oracle = BruteForce(model, list(taps.select_modules(model)))
@@ -245,7 +252,7 @@ def test_what_models_and_files_say_is_escaped(gpt2: Path, monkeypatch: pytest.Mo
     (gpt2 / "<i>odd&").mkdir()
     skill = write_rows(gpt2 / "<i>odd&" / '"><b>.jsonl', rows)
     settings = tiny_settings(gpt2, skill=skill, fisher="empirical", num_skill=3, rank=2)
-    page = Page((aic_run.run(settings, gpt2 / "escaped", quiet=True) / "report.html").read_text())
+    page = Page((run_into(gpt2 / "escaped", settings) / "report.html").read_text())
     assert page.handlers == []
     assert not {"script", "i", "b"} & set(page.tags)
     assert page.tags.count("img") == 3
@@ -277,9 +284,8 @@ def test_the_closing_table_shows_the_numbers(
 
 def test_the_same_command_again_computes_nothing(gpt2: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in finished.iterdir()}
-    for name in ("draw_samples", "_measure"):
-        monkeypatch.setattr(aic_run, name, lambda *_, **__: pytest.fail("computed again"))
-    assert aic_run.run(tiny_settings(gpt2), finished, quiet=True) == finished
+    monkeypatch.setattr(aic_run, "_measure", lambda *_, **__: pytest.fail("computed again"))
+    assert aic_run.run(tiny_settings(gpt2), finished, quiet=True).to_dict() == read(finished)
     assert {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in finished.iterdir()} == before
 
 
@@ -287,16 +293,17 @@ def test_the_default_folder_is_named_by_the_settings(
     gpt2: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(gpt2)
-    one = aic_run.run(tiny_settings(gpt2), quiet=True)
-    other = aic_run.run(tiny_settings(gpt2, seed=1), quiet=True)
-    assert one.parent == other.parent == Path("runs/estimate_aic")
-    assert one != other
+    one_result = aic_run.run(tiny_settings(gpt2), quiet=True)
+    (one,) = Path("runs/estimate_aic").iterdir()
+    aic_run.run(tiny_settings(gpt2, seed=1), quiet=True)
+    (other,) = set(Path("runs/estimate_aic").iterdir()) - {one}
+    assert one_result == AicResult.read(one)
     assert (one / "aic.json").read_bytes() == (finished / "aic.json").read_bytes()
     assert read(other)["whole_model"]["leak"] != read(one)["whole_model"]["leak"]
 
 
 def test_draws_are_counted_as_samples_and_resampled_by_prompt(gpt2: Path) -> None:
-    folder = aic_run.run(tiny_settings(gpt2, draws=2, rank=12), gpt2 / "draws", quiet=True)
+    folder = run_into(gpt2 / "draws", tiny_settings(gpt2, draws=2, rank=12))
     skill = samples(folder, "skill")
     assert read(folder)["num_samples"] == len(skill) == 12
     assert len({s.id for s in skill}) == 12
@@ -323,7 +330,7 @@ def test_draws_are_counted_as_samples_and_resampled_by_prompt(gpt2: Path) -> Non
 
 def test_one_sample_and_one_row_are_enough(gpt2: Path) -> None:
     settings = tiny_settings(gpt2, num_skill=1, num_finetune=1, rank=None, bootstrap=0)
-    whole = read(aic_run.run(settings, gpt2 / "one", quiet=True))["whole_model"]
+    whole = read(run_into(gpt2 / "one", settings))["whole_model"]
     assert len(whole["eigenvalues"]) == 1
     assert whole["intervals"] == {}
 
@@ -333,12 +340,12 @@ def test_rank_by_energy(gpt2: Path, finished: Path) -> None:
     shares = np.cumsum(values) / values.sum()
     for energy in (float(shares[0]) * 0.9, 0.9, 1.0):
         out = gpt2 / f"energy-{energy}"
-        found = read(aic_run.run(tiny_settings(gpt2, rank=None, energy=energy), out, quiet=True))
+        found = read(run_into(out, tiny_settings(gpt2, rank=None, energy=energy)))
         assert found["rank"] == next(k + 1 for k, share in enumerate(shares) if share >= energy - 1e-12)
 
 
 def test_a_subset_of_modules_is_that_part_of_the_whole(gpt2: Path, finished: Path) -> None:
-    found = read(aic_run.run(tiny_settings(gpt2, modules=r"h\.1\.mlp"), gpt2 / "subset", quiet=True))
+    found = read(run_into(gpt2 / "subset", tiny_settings(gpt2, modules=r"h\.1\.mlp")))
     whole = read(finished)
     assert list(found["blocks"]) == ["transformer.h.1.mlp.c_fc", "transformer.h.1.mlp.c_proj"]
     for name, block in found["blocks"].items():
@@ -349,7 +356,7 @@ def test_a_subset_of_modules_is_that_part_of_the_whole(gpt2: Path, finished: Pat
 
 
 def test_adamw_moves_with_its_preconditioner(gpt2: Path, finished: Path) -> None:
-    folder = aic_run.run(tiny_settings(gpt2, optimizer="adamw"), gpt2 / "adamw", quiet=True)
+    folder = run_into(gpt2 / "adamw", tiny_settings(gpt2, optimizer="adamw"))
     found, plain = read(folder)["whole_model"], read(finished)["whole_model"]
     assert found["eigenvalues"] == plain["eigenvalues"]
     assert found["gradient_norm"] == pytest.approx(plain["gradient_norm"], rel=1e-9)
@@ -373,8 +380,8 @@ def test_batch_size_and_memory_change_the_rounding_only(
     """transformers computes parts of Llama in float32, whatever the model's own precision."""
     folder = request.getfixturevalue(architecture)
     runs = {
-        (size, memory): aic_run.run(
-            tiny_settings(folder, batch_size=size, memory=memory), folder / f"batch-{size}-{memory}", quiet=True
+        (size, memory): run_into(
+            folder / f"batch-{size}-{memory}", tiny_settings(folder, batch_size=size, memory=memory)
         )
         for size, memory in ((1, 1.0), (7, 1.0), (7, 1e-6))
     }
@@ -405,7 +412,7 @@ def test_sums_over_blocks_are_the_whole(finished: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_lower_precision_stays_near(llama: Path, dtype: str) -> None:
-    exact = read(aic_run.run(tiny_settings(llama, fisher="empirical"), llama / "f64", quiet=True))["whole_model"]
-    found = read(aic_run.run(tiny_settings(llama, fisher="empirical", dtype=dtype), llama / dtype, quiet=True))
+    exact = read(run_into(llama / "f64", tiny_settings(llama, fisher="empirical")))["whole_model"]
+    found = read(run_into(llama / dtype, tiny_settings(llama, fisher="empirical", dtype=dtype)))
     for name in ("leak", "gradient_norm", "acceleration_norm", "sharpness", "leak_exact", "onset_coefficient"):
         assert found["whole_model"][name] == pytest.approx(exact[name], rel=1e-4 if dtype == "float32" else 0.1), name

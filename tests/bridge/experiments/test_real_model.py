@@ -17,7 +17,7 @@ from bridge.estimators import scores as measure
 from bridge.estimators import theta as estimators_theta
 from bridge.estimators import update as estimators_update
 from bridge.estimators.batches import Batch, response_logits, sum_by_row
-from bridge.experiments.estimate_aic import result
+from bridge.experiments.estimate_aic import assembly
 from bridge.generation.sampling import draw_responses, stream
 from bridge.models.load import LoadedModel, load_model
 from commands.progress import Progress
@@ -78,7 +78,7 @@ def test_prediction_against_the_moved_model(loaded: LoadedModel, tmp_path: Path)
     folder.close()
 
     # Forward mode and the backward pass are two routes to l'; the whole is the sum of 210 modules.
-    whole = result.whole_model(statistics)
+    whole = assembly.whole_model(statistics)
     np.testing.assert_allclose(whole.velocity, moments.first, atol=1e-3 * np.abs(moments.first).max())
     assert np.linalg.eigvalsh(whole.gram).min() > 0
 

@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from bridge.experiments.estimate_aic.readings import lines, mostly_leak
+from bridge.experiments.estimate_aic.readings import Line, lines
 from bridge.experiments.estimate_aic.report import headline
+from bridge.experiments.estimate_aic.result import AicResult, Checks, PlannedRun, WholeEstimate
 from bridge.reports.numbers import set_name
+from theory.statistics import FisherKind
 
-SETTINGS = {"learning_rate": 1e-3, "steps": 100}
-
-
-def result(fisher: str = "sampled", **changes: Any) -> dict[str, Any]:
-    whole: dict[str, Any] = {
-        "eigenvalues": [6.0, 3.0, 1.0], "sharpness": 3.0, "tail": 1.0, "effective_rank": 2.17, "mean_score_share": 0.3,
-        "split_half_overlap": 0.5, "overlap": 0.2, "velocity_norm": 2.0, "leak": 1.0, "leak_exact": 1.1,
-        "coupling": 40.0, "onset_coefficient": 50.0, "quartic_exact": 45.0, "crossover": 0.04,
-        "crossover_exact": 0.05, "window": 0.2, "horizon": 0.1, "regime": "mixed", "utility_loss_at_horizon": 0.02,
-        "intervals": {"leak": [0.9, 1.2], "tail": [0.1, 0.2]}, "bootstrap_bias": {"leak": 0.01, "tail": -0.8},
-        "nulls": {"overlap_random": 0.02, "leak_random": 0.5, "effective_rank_half": 2.0,
-                  "split_half_overlap_random": 0.001, "mean_score_share_random": 0.33},
-    }  # fmt: skip
-    return {"fisher": fisher, "rank": 2, "num_samples": 3, "whole_model": whole | changes}
+WHOLE = WholeEstimate(
+    fisher="sampled", num_samples=3, dimension=10, rank=2, numerical_rank=3, eigenvalues=[6.0, 3.0, 1.0],
+    sharpness=3.0, tail=1.0, gap=2.0, overlap=0.2, coupling=40.0, leak=1.0, velocity_norm=2.0, acceleration_norm=3.0,
+    effective_rank=2.17, split_half_overlap=0.5, mean_score_share=0.3,
+    nulls={"overlap_random": 0.02, "leak_random": 0.5, "effective_rank_half": 2.0,
+           "split_half_overlap_random": 0.001, "mean_score_share_random": 0.33},
+    intervals={"leak": [0.9, 1.2], "tail": [0.1, 0.2]}, bootstrap_bias={"leak": 0.01, "tail": -0.8}, gradient_norm=2.0,
+    onset_coefficient=50.0, crossover=0.04, correlation=0.1, horizon=0.1, window=0.2, regime="mixed",
+    utility_loss_at_horizon=0.02, leak_exact=1.1, onset_exact=50.0, quartic_exact=45.0, crossover_exact=0.05,
+    predicted_loss=[], predicted_loss_exact=[],
+)  # fmt: skip
 
 
-def table(**changes: Any) -> dict[str, Any]:
-    return {line.name: line for line in lines(result(**changes), SETTINGS)}
+def result(fisher: FisherKind = "sampled", **changes: Any) -> AicResult:
+    whole = replace(WHOLE, **changes)
+    plan = PlannedRun("refusals", "benign", 1e-3, 100)
+    return AicResult("a model", fisher, 3, 2, 1.0, whole, {}, {}, Checks(0.0), plan)
+
+
+def table(**changes: Any) -> dict[str, Line]:
+    return {line.name: line for line in lines(result(**changes))}
 
 
 def test_values_intervals_and_the_mark_of_a_biased_interval() -> None:
@@ -50,7 +56,7 @@ def test_times_are_given_in_steps_within_and_after_the_run() -> None:
 
 
 def test_crossover_is_not_read_where_it_is_mostly_leak_squared() -> None:
-    assert not mostly_leak(result()["whole_model"])
+    assert not result().whole_model.mostly_leak
     assert "read the exact crossover" not in table()["crossover t_c"].meaning
     assert "read the exact crossover" in table(leak_exact=7.0)["crossover t_c"].meaning
 
@@ -86,7 +92,7 @@ def test_empirical_responses_are_not_called_the_models() -> None:
     ],
 )
 def test_headlines(changes: dict[str, Any], words: list[str]) -> None:
-    sentence = headline(result(**changes), SETTINGS)
+    sentence = headline(result(**changes))
     for part in words:
         assert part in sentence
 
@@ -97,3 +103,9 @@ def test_sets_are_called_by_their_names() -> None:
         "gsm8k",
         "mine.jsonl",
     ]
+
+
+def test_without_the_plan_nothing_is_said_in_steps() -> None:
+    old = replace(result(), plan=None)
+    assert "step" not in headline(old).replace("first step", "").replace("planned steps", "")
+    assert "(step" not in " ".join(line.meaning for line in lines(old))

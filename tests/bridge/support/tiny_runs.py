@@ -53,9 +53,8 @@ def tiny_settings(folder: Path, **changes: Any) -> Settings:
     """Settings of a run on the model in `folder`/model and the rows beside it."""
     base = Settings(
         model=str(folder / "model"), skill=str(folder / "skill.jsonl"), finetune=str(folder / "finetune.jsonl"),
-        num_skill=6, num_finetune=5, fisher="sampled", draws=1, max_new_tokens=6, rank=3, energy=None, modules=None,
-        optimizer="sgd", adam_batch_size=2, learning_rate=1e-3, steps=50, dtype="float64", device="cpu", batch_size=3,
-        memory=1.0, max_length=64, bootstrap=20, seed=0, skip_bad_rows=False,
+        num_skill=6, num_finetune=5, max_new_tokens=6, rank=3, adam_batch_size=2, learning_rate=1e-3, steps=50,
+        dtype="float64", device="cpu", batch_size=3, memory=1.0, max_length=64, bootstrap=20,
     )  # fmt: skip
     return replace(base, **changes)
 
