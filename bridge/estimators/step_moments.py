@@ -101,6 +101,6 @@ def _along_acceleration(subject: Subject, update: Update, batch: Batch) -> Tenso
     weights = {f"{name}.weight": weight for name, weight in subject.weights.items()}
     tangents = {f"{name}.weight": update.acceleration[name].to(w.dtype) for name, w in subject.weights.items()}
     with twice_differentiable_attention():  # the fused kernels have no forward mode
-        _, derivative = jvp(lambda moved: response_logits(subject.model, batch, moved), (weights,), (tangents,))
+        derivative = jvp(lambda moved: response_logits(subject.model, batch, moved), (weights,), (tangents,))[1]
     assert isinstance(derivative, Tensor)
     return derivative

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from bridge.reports.results import Result, absent
+from bridge.reports.results import Result
 from commands.errors import UserError
 from commands.store import write_atomically
 from theory.risk import Equal
@@ -190,7 +190,7 @@ class RiskResult(Result):
     ranking: list[str]
     orders: dict[str, list[str]]
     candidates: dict[str, CandidateRisk]
-    cleaned: CleanedSet | None = absent()
+    cleaned: CleanedSet | None = None
     rows: list[RowRisk] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, object]:
