@@ -11,7 +11,7 @@ from bridge.deltas.open import open_delta, weights_folder
 from bridge.deltas.parameters import parameter_files, save_snapshot, set_weights
 from bridge.deltas.tensor_files import TensorFiles
 from bridge.deltas.weight_delta import WeightDelta, fingerprint
-from bridge.models.default import Report
+from bridge.models.cache import Report
 from bridge.models.identity import model_identity
 from bridge.models.load import LoadedModel, load_model
 

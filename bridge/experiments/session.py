@@ -94,6 +94,7 @@ class Lent:
         rows: sets of rows by the name that the settings give them.
         responses: samples with the model's own responses, by what they were drawn from and how (`MeasuringSession`).
         in_memory: whether the result alone is wanted, and no folder.
+        progress: where stages are shown; None for where the command shows them.
 
     """
 
@@ -101,6 +102,7 @@ class Lent:
     rows: Mapping[str, RowSet] = field(default_factory=dict)
     responses: dict[str, list[Sample]] = field(default_factory=dict)
     in_memory: bool = False
+    progress: Progress | None = None
 
 
 class Session:
@@ -108,7 +110,8 @@ class Session:
 
     def __init__(self, command: str, settings: Options, progress: Progress, lent: Lent | None = None) -> None:
         """Begin a run of a command, as `python -m` takes its name."""
-        self.command, self.options, self.progress, self.lent = command, settings, progress, lent or Lent()
+        self.command, self.options, self.lent = command, settings, lent or Lent()
+        self.progress = self.lent.progress or progress
 
     @cached_property
     def loaded(self) -> LoadedModel:

@@ -25,7 +25,7 @@ from commands.store import Checkpoints, RunFolder, read_result, short_hash, writ
 
 if TYPE_CHECKING:
     from bridge.experiments.harmfulness.settings import Settings
-    from bridge.generation.generate import Decoding
+    from bridge.generation.decodings import Decoding
     from bridge.models.load import LoadedModel
 
 COMMAND = "bridge.harmfulness"

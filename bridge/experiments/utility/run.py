@@ -16,7 +16,7 @@ from bridge.evaluation.problems import Problem, Problems, choose_problems
 from bridge.evaluation.records import NAME, Record, write_records
 from bridge.experiments.utility import report
 from bridge.experiments.utility.settings import HELDOUT, find_decoding
-from bridge.generation.generate import Decoding
+from bridge.generation.decodings import Decoding
 from bridge.models.identity import run_name
 from bridge.models.load import LoadedModel
 from commands.errors import UserError

@@ -13,7 +13,8 @@ from bridge.data.rows import Row, question
 from bridge.evaluation.answering import answer_prompts, prompt_ids
 from bridge.evaluation.records import Record
 from bridge.generation import generate as responses
-from bridge.generation.generate import Decoding, generate_texts
+from bridge.generation.decodings import Decoding
+from bridge.generation.generate import generate_texts
 from bridge.models.load import LoadedModel, load_model
 from commands.errors import UserError
 from commands.progress import Progress

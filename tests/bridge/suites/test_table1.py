@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bridge.data.sets import NAMED_SETS
-from bridge.models import default as built_models
+from bridge.models import built as built_models
 from bridge.models import names as table1_settings
 from bridge.reports.tables import shown
 from bridge.suites import settings_file
