@@ -9,7 +9,7 @@ from bridge.onset import main as command
 from tests.bridge.support.killing import At, Killed, kill_everywhere
 from tests.bridge.support.tiny_onsets import onset_options
 
-COMPARED = ("onset.json", "onset.png", "pilot.png", "report.html", "samples.jsonl", "statistics.npz")
+COMPARED = ("settings.toml", "onset.json", "onset.png", "pilot.png", "report.html", "samples.jsonl", "statistics.npz")
 MOMENTS = {
     "after probe-scores-0.npz", "after lanczos.safetensors", "before position.safetensors",
     "after point-0-skill-loss-0-0.npz", "after pilot-1.json", "after whole.json",
