@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from bridge.data.chat import ChatFormat
-from bridge.data.encode import check_positions, encode, token_hash
+from bridge.data.encode import EncodedRows, check_positions, choose, token_hash
 from bridge.data.rows import RowSet, load_prompts, load_rows
 from bridge.data.samples import Sample
 from bridge.deltas.changed_model import changed_identity, with_change
@@ -156,14 +156,18 @@ class Session:
             self.progress.say(f"left out: {line}")
         return found
 
-    def encode(self, option: str, rows: RowSet, count: int | None) -> list[Sample]:
+    def choose(self, option: str, rows: RowSet, count: int | None) -> EncodedRows:
         """Some rows of a set (None: all), chosen by the seed and tokenised."""
         asked = self.options
         assert isinstance(asked, EncodingOptions)
-        return encode(
+        return choose(
             f"--{option}", rows, self.chat, count=count, max_length=asked.max_length, seed=asked.seed,
             skip_bad_rows=asked.skip_bad_rows, progress=self.progress,
         )  # fmt: skip
+
+    def encode(self, option: str, rows: RowSet, count: int | None) -> list[Sample]:
+        """The samples of the rows that `choose` chooses."""
+        return list(self.choose(option, rows, count).samples)
 
     def check_positions(self, whole: Sequence[Sample], answered: Sequence[Sample] = (), new_tokens: int = 0) -> None:
         """Refuse rows, or prompts with the tokens drawn after them, beyond the model's last position."""
@@ -186,12 +190,19 @@ class Session:
         """
         if self.lent.in_memory:
             return Scratch()
-        whole = {**self.options.identity(), **self.model_identity(), **identity}
-        name = f"{run_name(self.options.model)}-{short_hash(whole)}"
-        folder = RunFolder(out or Path("runs") / self.command.removeprefix("bridge.") / name, self.command, whole)
+        folder = RunFolder(self.path_of(out, **identity), self.command, self._identity(identity))
         if not folder.complete:
             self.options.write(folder.path, self.command)
         return folder
+
+    def path_of(self, out: Path | None, **identity: object) -> Path:
+        """Where `open_folder` opens the folder."""
+        name = f"{run_name(self.options.model)}-{short_hash(self._identity(identity))}"
+        return out or Path("runs") / self.command.removeprefix("bridge.") / name
+
+    def _identity(self, more: Mapping[str, object]) -> dict[str, object]:
+        """All that decides the numbers."""
+        return self.options.identity() | self.model_identity() | dict(more)
 
     def finish(self, folder: Folder, **extra: object) -> None:
         """Mark the folder complete, with the time that every stage took."""

@@ -6,7 +6,16 @@ from pathlib import Path
 
 from tests.bridge.support.tiny_runs import FINETUNE_ROWS, SKILL_ROWS, make_workplace, write_rows
 
-COMPARED = ("risk.json", "rows.jsonl", "samples.jsonl", "statistics.npz", "report.html", "risk.png", "rows.png")
+COMPARED = (
+    "settings.toml",
+    "risk.json",
+    "rows.jsonl",
+    "samples.jsonl",
+    "statistics.npz",
+    "report.html",
+    "risk.png",
+    "rows.png",
+)
 
 
 def make_candidates(folder: Path) -> Path:
