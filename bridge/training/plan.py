@@ -1,4 +1,4 @@
-"""What decides a training: its plan, what it logs, what may act in every step; no library is imported."""
+"""What decides a training, what may act in every step, what it logs and changes; no library is imported."""
 
 from __future__ import annotations
 
@@ -142,3 +142,25 @@ class TrainingLog:
     def steps(self) -> int:
         """Number of optimizer steps."""
         return len(self.losses)
+
+
+@dataclass(frozen=True)
+class UpdateSummary:
+    """The change of all weights.
+
+    Attributes:
+        norm: Euclidean norm of the change.
+        squared_norm: its square.
+        shares: of that square, in each kind of parameter (`bridge.training.tuning.parameter_kinds`).
+        moved_parameters: how many parameters (tensors) may have moved.
+        parameters: how many there are.
+        norms: of the change of each that may have moved, by its name.
+
+    """
+
+    norm: float
+    squared_norm: float
+    shares: dict[str, float]
+    moved_parameters: int
+    parameters: int
+    norms: dict[str, float]
