@@ -22,7 +22,10 @@ def defence_lines(found: DefenceResult | None) -> list[tuple[str, str, str]]:
     """Name, value and meaning of what came of a defence."""
     if found is None:
         return []
-    losses = {"probe": (found.utility_loss.probe, "of the probe"), "held out": (found.utility_loss.held_out, "held out")}
+    losses = {
+        "probe": (found.utility_loss.probe, "of the probe"),
+        "held out": (found.utility_loss.held_out, "held out"),
+    }
     rows: list[tuple[str, str, str]] = [("defence", found.kind, _meaning(found))]
     for name, (loss, where) in losses.items():
         if loss is not None:

@@ -66,7 +66,10 @@ class Settings(DefenceOptions, Rows):
     rows: Annotated[int, Option("Rows to train on, drawn by the seed; 0 for all."), Ge(0)] = 100
     mix: Annotated[str | None, Option("A second set to mix in.")] = None
     share: Annotated[
-        float, Option("Share of --rows that is of the second set.", wanted="a share of the rows in [0, 1)"), Ge(0), Lt(1)
+        float,
+        Option("Share of --rows that is of the second set.", wanted="a share of the rows in [0, 1)"),
+        Ge(0),
+        Lt(1),
     ] = 0.0
     preset: Annotated[str, Option(f"Defaults of what follows: {', '.join(PRESETS)}.")] = DEFAULT_PRESET
     learning_rate: Annotated[LearningRate | None, Option("Highest of the schedule.", shown="preset")] = None

@@ -47,9 +47,9 @@ class DefenceOptions(Settings):
     defend: Annotated[
         Kind, Option("Project each update off what the skill is sensitive to: at the base, or tracked.")
     ] = "none"
-    refresh: Annotated[
-        int | None, Option("Steps between two subspaces of tracked and budget.", shown="1"), Ge(1)
-    ] = None
+    refresh: Annotated[int | None, Option("Steps between two subspaces of tracked and budget.", shown="1"), Ge(1)] = (
+        None
+    )
     rank: Annotated[
         int | None, Option("d, the directions that are projected out. (default: all of the probe)"), Ge(1)
     ] = None
@@ -64,18 +64,18 @@ class DefenceOptions(Settings):
     num_skill: Annotated[
         int | None, Option("Responses of the model that make the defence's probe.", shown="48"), Ge(1)
     ] = None
-    held_out: Annotated[
-        int | None, Option("Further responses, on which the defence is judged.", shown="48"), Ge(0)
-    ] = None
+    held_out: Annotated[int | None, Option("Further responses, on which the defence is judged.", shown="48"), Ge(0)] = (
+        None
+    )
     max_new_tokens: Annotated[int | None, Option("Longest of these responses, in tokens.", shown="32"), Ge(1)] = None
     measure_every: Annotated[
         int | None,
         Option("Steps between two measurements of the probe's utility loss.", shown="5; budget: 1"),
         Ge(1),
     ] = None
-    probe_batch_size: Annotated[
-        int | None, Option("Responses of the probe computed at a time.", shown="4"), Ge(1)
-    ] = None
+    probe_batch_size: Annotated[int | None, Option("Responses of the probe computed at a time.", shown="4"), Ge(1)] = (
+        None
+    )
     probe_memory: Annotated[
         float | None,
         Option("GiB for what the probe keeps between passes.", shown="2", wanted="a positive number of GiB"),
