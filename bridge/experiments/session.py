@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -135,12 +135,12 @@ class Session:
         """Its chat template."""
         return ChatFormat(self.loaded.tokenizer)
 
-    def rows(self, option: str, spec: str) -> RowSet:
-        """The rows of a set; errors name the option."""
+    def rows(self, option: str, spec: str, load: Callable[..., RowSet] = load_rows) -> RowSet:
+        """The rows of a set, or its prompts with `load_prompts`; errors name the option."""
         if spec in self.lent.rows:
             return self.lent.rows[spec]
         try:
-            return load_rows(spec, skip_bad_rows=self.options.skip_bad_rows)
+            return load(spec, skip_bad_rows=self.options.skip_bad_rows)
         except UserError as error:
             raise UserError(f"--{option}: {error}") from error
 
@@ -207,6 +207,10 @@ class Session:
     def finish(self, folder: Folder, **extra: object) -> None:
         """Mark the folder complete, with the time that every stage took."""
         folder.finish(**extra, stage_seconds={k: round(v, 2) for k, v in self.progress.seconds.items()})
+
+    def run_id(self, **identity: object) -> str:
+        """What tells the run from others, short: a hash of all that decides its numbers (see `open_folder`)."""
+        return short_hash(self._identity(identity))
 
 
 @runtime_checkable
