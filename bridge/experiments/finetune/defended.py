@@ -48,7 +48,7 @@ class Defended:
     def draw(self, folder: Folder) -> None:
         """Draw the base's responses, one a prompt, and write skill.jsonl; before the model has changed."""
         session, options = self.session, self.session.options
-        how = Drawing(1, self.plan.max_new_tokens, options.max_length, self.plan.batch_size, options.seed)
+        how = Drawing(1, self.plan.max_new_tokens, self.max_length, self.plan.batch_size, options.seed)
         part = Part(folder, "skill")
         self._samples = draw_samples(session.loaded, session.chat, self.prompts, how, part, session.progress)
         if not session.lent.in_memory:
