@@ -14,7 +14,7 @@ from bridge.data.rows import RowSet
 from bridge.data.samples import Sample
 from bridge.estimators.probe import Probe, trained_subject
 from bridge.experiments.finetune.result import DefenceResult, MeanLoss, SkillLoss
-from bridge.experiments.session import Session, write_samples
+from bridge.experiments.session import EncodingOptions, Session, write_samples
 from bridge.generation.drawing import Drawing, draw_samples
 from bridge.training.defences.defence import Defence
 from bridge.training.defences.plan import DefencePlan
@@ -32,7 +32,8 @@ class Defended:
             UserError: the rows cannot be used, or leave no room for responses.
 
         """
-        self.session, self.plan, self.rows = session, plan, rows
+        assert isinstance(session.options, EncodingOptions)
+        self.session, self.plan, self.rows, self.max_length = session, plan, rows, session.options.max_length
         prompts = session.encode("skill", rows, plan.num_skill + plan.held_out)
         session.check_positions([], prompts, plan.max_new_tokens)
         order = np.random.default_rng((session.options.seed, 1)).permutation(len(prompts))  # chosen, but sorted
