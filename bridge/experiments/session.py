@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 
 from bridge.data.chat import ChatFormat
 from bridge.data.encode import check_positions, encode, token_hash
-from bridge.data.rows import RowSet, load_rows
+from bridge.data.rows import RowSet, load_prompts, load_rows
 from bridge.data.samples import Sample
 from bridge.estimators.taps import probe
 from bridge.estimators.theta import Subject, subject_of
@@ -136,6 +136,18 @@ class Session:
             return load_rows(spec, skip_bad_rows=self.options.skip_bad_rows)
         except UserError as error:
             raise UserError(f"--{option}: {error}") from error
+
+    def prompts(self, option: str, spec: str) -> RowSet:
+        """The prompts of a set, for the model to answer; rows that are left out are told."""
+        if spec in self.lent.rows:
+            return self.lent.rows[spec]
+        try:
+            prompts = load_prompts(spec, skip_bad_rows=self.options.skip_bad_rows)
+        except UserError as error:
+            raise UserError(f"--{option}: {error}") from error
+        for line in prompts.skipped:
+            self.progress.say(f"left out: {line}")
+        return prompts
 
     def encode(self, option: str, rows: RowSet, count: int | None) -> list[Sample]:
         """Some rows of a set (None: all), chosen by the seed and tokenised."""

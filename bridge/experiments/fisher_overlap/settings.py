@@ -32,9 +32,11 @@ class Settings(Rows, Compute, SkillSampling, OfModel):
     """The options that decide a run's numbers; batch size and memory decide their rounding only."""
 
     model: Model = "smollm2-135m-refusal"
-    skill: Annotated[
-        tuple[str, ...], Option("A skill: refusals, NAME, NAME=FILE or FILE.jsonl; give two or more.")
-    ] = ("refusals", "arithmetic", "benign")
+    skill: Annotated[tuple[str, ...], Option("A skill: refusals, NAME, NAME=FILE or FILE.jsonl; give two or more.")] = (
+        "refusals",
+        "arithmetic",
+        "benign",
+    )
     num_skill: Annotated[int, Option("Rows of each skill."), Ge(4)] = 64  # two halves, and a block to leave out of one
     rank: Annotated[int, Option("d, the number of directions that the table and the verdict are of."), Ge(1)] = 10
     energy: Annotated[
