@@ -40,7 +40,8 @@ def load_directions(path: Path, device: torch.device | str) -> tuple[dict[str, D
     with safe_open(path, framework="pt", device=str(device)) as file:
         for key in file.keys():  # noqa: SIM118 - not a dict
             name, _, module = key.partition("/")
-            directions.setdefault(name, {})[module] = file.get_tensor(key)
+            # a copy: a tensor inside the file's memory starts anywhere, and the order of a BLAS sum depends on where
+            directions.setdefault(name, {})[module] = file.get_tensor(key).clone()
         meta = json.loads(file.metadata()["meta"])
     return directions, meta
 

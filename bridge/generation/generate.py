@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from bridge.data.chat import ChatFormat
 from bridge.data.rows import Row
+from bridge.generation.decodings import Decoding
 from commands.errors import UserError
 from commands.progress import Progress
 from commands.store import write_json
 
 if TYPE_CHECKING:
-    from bridge.generation.decodings import Decoding
-from bridge.models.load import LoadedModel
+    from bridge.models.load import LoadedModel
 
 
 @dataclass(frozen=True)

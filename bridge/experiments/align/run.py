@@ -17,8 +17,9 @@ from bridge.experiments.align import report
 from bridge.experiments.align.counts import BENIGN, UNSAFE, Count, Goal, Watch, answer_records, rate_record
 from bridge.generation.generate import generate_texts
 from bridge.models.built import check_free, install
-from bridge.models.identity import model_identity, positions_of, run_name
+from bridge.models.identity import model_identity, positions_of
 from bridge.models.load import LoadedModel, load_model
+from bridge.models.names import run_name
 from bridge.training.plan import TrainingLog
 from bridge.training.tuning import parameter_kinds, tune, update_summary, write_model
 from commands.errors import UserError

@@ -14,8 +14,9 @@ from bridge.data.mixtures import Selection, select_samples
 from bridge.data.rows import load_rows
 from bridge.experiments.finetune import defended as defended_run
 from bridge.experiments.finetune import report
-from bridge.models.identity import model_identity, positions_of, run_name
+from bridge.models.identity import model_identity, positions_of
 from bridge.models.load import LoadedModel, load_model
+from bridge.models.names import run_name
 from bridge.training.plan import TrainingLog
 from bridge.training.presets import sources
 from bridge.training.tuning import parameter_kinds, tune, update_summary

@@ -36,8 +36,9 @@ from bridge.experiments.onset.prediction import (
 from bridge.experiments.onset.readings import readings
 from bridge.experiments.onset.result import Curve, Measured
 from bridge.generation.drawing import Drawing, draw_samples
-from bridge.models.identity import model_identity, positions_of, run_name
+from bridge.models.identity import model_identity, positions_of
 from bridge.models.load import LoadedModel, load_model
+from bridge.models.names import run_name
 from bridge.training import pilot as training_pilot
 from bridge.training.pilot import check_length, run_pilot
 from commands.progress import Progress

@@ -24,8 +24,9 @@ from bridge.experiments.risk import report
 from bridge.experiments.risk import result as risk_result
 from bridge.experiments.risk.result import Candidate, Question, Skill
 from bridge.generation.drawing import Drawing, draw_samples
-from bridge.models.identity import model_identity, positions_of, run_name
+from bridge.models.identity import model_identity, positions_of
 from bridge.models.load import LoadedModel, load_model
+from bridge.models.names import run_name
 from commands.errors import UserError
 from commands.options import require
 from commands.progress import Progress

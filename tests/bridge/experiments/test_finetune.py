@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,14 @@ import torch
 
 from bridge.experiments.finetune.run import run
 from bridge.experiments.finetune.settings import Settings, parse_overrides
-from bridge.finetune import MEMORY_ADVICE, main
 from bridge.models.load import load_model
 from bridge.training.presets import DEFAULT_PRESET, PRESETS, describe, make_plan, sources
 from bridge.training.tuning import parameter_kinds
-from commands.cli import run_command
 from commands.errors import UserError
-from commands.options import command_of
-from tests.bridge.support.killed_finetunes import COMPARED, RESULTS, finetune_options
+from tests.bridge.support.tiny_finetunes import COMPARED, RESULTS, finetune_options
 from tests.bridge.support.tiny_models import tiny_gpt2_model, tiny_llama_model
 from tests.bridge.support.tiny_runs import SCRIPT, make_workplace, write_rows
+from tests.in_process import run_module
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
@@ -36,14 +33,8 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def finetune(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     """Run the command in this process as `python -m bridge.finetune` does: exit code, output, errors."""
-    before, sys.argv = sys.argv, ["finetune", *arguments]
-    try:
-        with pytest.raises(SystemExit) as end:
-            run_command(command_of(main), MEMORY_ADVICE)
-    finally:
-        sys.argv = before
-    printed = capsys.readouterr()
-    return int(end.value.code or 0), printed.out, printed.err
+    done = run_module("bridge.finetune", *arguments)
+    return done.code, done.out, done.err
 
 
 def logits(model: Any) -> torch.Tensor:
