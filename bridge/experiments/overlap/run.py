@@ -35,12 +35,6 @@ from bridge.experiments.overlap.result import OverlapResult
 from bridge.experiments.overlap.settings import Settings
 from bridge.experiments.session import Lent, MeasuringSession, write_samples
 from bridge.generation.generate import check_room, generate_texts
-<<<<<<< HEAD
-=======
-from bridge.models.identity import model_identity, positions_of
-from bridge.models.load import LoadedModel, load_model
-from bridge.models.names import run_name
->>>>>>> main
 from commands.errors import UserError
 from commands.progress import Progress
 from commands.runs import Arrays, arrays_of, result_of
