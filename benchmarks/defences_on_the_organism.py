@@ -23,16 +23,15 @@ import numpy as np
 
 from bridge.data.chat import ChatFormat
 from bridge.data.rows import Row, load_rows
-from bridge.deltas.changed_model import open_subject
+from bridge.deltas.changed_model import open_changed
 from bridge.evaluation.refusals import refusal_rate
+from bridge.experiments.finetune.result import FinetuneResult
 from bridge.experiments.finetune.run import run
 from bridge.experiments.finetune.settings import Settings
 from bridge.generation.generate import generate_texts
 from bridge.models.names import resolve
 from bridge.reports.drawing import DARK, LIGHT, MID, new_figure, png_of
 from bridge.reports.numbers import number
-from bridge.training.defences.plan import make_defence
-from bridge.training.presets import DEFAULT_PRESET, make_plan
 from commands.progress import Progress
 from commands.store import short_hash, write_atomically, write_json
 
@@ -49,23 +48,19 @@ def configurations(options: argparse.Namespace) -> Iterator[tuple[str, Settings]
 
 def settings_of(options: argparse.Namespace, method: str, kind: Any, refresh: int | None, seed: int) -> Settings:
     given = {
-        "learning_rate": options.learning_rate, "max_steps": options.max_steps, "epochs": options.epochs,
-        "batch_size": options.batch_size, "seed": seed,
+        name: getattr(options, name)
+        for name in ("model", "data", "rows", "max_length", "dtype", "device", "skill", "learning_rate", "max_steps",
+                     "epochs", "batch_size", "num_skill", "held_out", "max_new_tokens")
     }  # fmt: skip
-    overrides: dict[str, Any] = {}
     if options.optimizer == "sgd":
-        overrides = {"optim": "sgd", "lr_scheduler_type": "constant", "warmup_steps": 0, "max_grad_norm": 0}
-    defence = make_defence(
-        kind, options.skill, refresh=refresh, rank=None if kind == "none" else options.rank,
-        num_skill=options.num_skill, held_out=options.held_out, max_new_tokens=options.max_new_tokens,
-        max_utility_loss=options.max_utility_loss if kind == "budget" else None,
-        measure_every=None if kind == "budget" else options.measure_every,
-    )  # fmt: skip
-    return Settings(
-        model=options.model, data=options.data, rows=options.rows, mix=None, share=0.0, max_length=options.max_length,
-        preset=DEFAULT_PRESET, plan=make_plan(DEFAULT_PRESET, method, given, overrides), dtype=options.dtype,
-        device=options.device, skip_bad_rows=False, defence=defence,
-    )  # fmt: skip
+        given["override"] = {"optim": "sgd", "lr_scheduler_type": "constant", "warmup_steps": 0, "max_grad_norm": 0}
+    if kind != "none":
+        given["rank"] = options.rank
+    if kind == "budget":
+        given["max_utility_loss"] = options.max_utility_loss
+    else:
+        given["measure_every"] = options.measure_every
+    return Settings.read({**given, "method": method, "seed": seed, "defend": kind, "refresh": refresh})
 
 
 def refusals(options: argparse.Namespace, run: Path, kept: Path, moved: bool) -> dict[str, Any]:
@@ -80,7 +75,7 @@ def refusals(options: argparse.Namespace, run: Path, kept: Path, moved: bool) ->
     of = decided_by(options, run, chosen, moved)
     known: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
     if known.get("of") != of:
-        loaded = open_subject(options.model, run if moved else None, dtype=options.dtype, device=options.device)
+        loaded = open_changed(options.model, run if moved else None, dtype=options.dtype, device=options.device)
         answers = generate_texts(loaded, ChatFormat(loaded.tokenizer), chosen, max_new_tokens=options.max_new_tokens)
         known = {"of": of, "refusals": asdict(refusal_rate([answer.text for answer in answers]))}
         write_json(kept, known)
@@ -100,26 +95,27 @@ def decided_by(options: argparse.Namespace, run: Path, chosen: Sequence[Row], mo
     }
 
 
-def measured(name: str, settings: Settings, found: dict[str, Any], refused: dict[str, Any] | None) -> dict[str, Any]:
+def measured(name: str, settings: Settings, found: FinetuneResult, refused: dict[str, Any] | None) -> dict[str, Any]:
     """One row of the table."""
-    defence, plan = found["defence"], settings.defence
-    tracks = plan is not None and plan.kind in ("tracked", "budget")
+    defence = found.defence
+    if defence is None:
+        raise ValueError(f"{name} measured nothing")
     return {
         "name": name,
-        "method": found["method"],
-        "defence": defence["kind"],
-        "refresh": defence["refresh"] if tracks else None,
-        "seed": settings.plan.seed,
-        "steps": found["steps"],
-        "utility_loss": defence["utility_loss"],
-        "quadratic_loss": defence["quadratic_loss"],
+        "method": found.method,
+        "defence": defence.kind,
+        "refresh": defence.refresh if defence.kind in ("tracked", "budget") else None,
+        "seed": settings.seed,
+        "steps": found.steps,
+        "utility_loss": asdict(defence.utility_loss),
+        "quadratic_loss": asdict(defence.quadratic_loss),
         "refusals": refused,
-        "loss_reached": defence["loss_reached"],
-        "update_norm": found["update"]["norm"],
-        "summary": defence["summary"],
-        "seconds": found["seconds"],
-        "extra_seconds": defence["extra_seconds"],
-        "extra_share": defence["extra_share"],
+        "loss_reached": defence.loss_reached,
+        "update_norm": found.update.norm,
+        "summary": asdict(defence.summary),
+        "seconds": found.seconds,
+        "extra_seconds": defence.extra_seconds,
+        "extra_share": defence.extra_share,
     }
 
 
@@ -247,13 +243,14 @@ def main() -> None:
     base: dict[int, dict[str, Any]] = {}  # by seed, which chooses the prompts
     for name, settings in configurations(options):
         progress.say(f"== {name}")
-        folder = run(settings, options.out / name, quiet=True)
-        refused_there, seed = None, settings.plan.seed
+        folder = options.out / name
+        found = run(settings, folder, quiet=True)
+        refused_there, seed = None, settings.seed
         if options.prompts:
             if seed not in base:
                 base[seed] = refusals(options, folder, options.out / f"refusals-base-seed-{seed}.json", moved=False)
             refused_there = refusals(options, folder, options.out / f"refusals-{name}.json", moved=True)
-        rows.append(measured(name, settings, json.loads((folder / "finetune.json").read_text()), refused_there))
+        rows.append(measured(name, settings, found, refused_there))
         shown = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
         write_json(options.out / "defences.json", {"options": shown, "base": base, "runs": rows})
         write_atomically(options.out / "defences.md", markdown(options, rows, base).encode())

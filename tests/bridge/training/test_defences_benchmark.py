@@ -27,11 +27,11 @@ def table(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     specification.loader.exec_module(found)
     found.opened = []
 
-    def open_subject(model: str, delta: Path | None, **_: Any) -> SimpleNamespace:
+    def open_changed(model: str, delta: Path | None, **_: Any) -> SimpleNamespace:
         found.opened.append(delta)
         return SimpleNamespace(tokenizer=None)
 
-    monkeypatch.setattr(found, "open_subject", open_subject)
+    monkeypatch.setattr(found, "open_changed", open_changed)
     monkeypatch.setattr(found, "ChatFormat", lambda tokenizer: None)
     monkeypatch.setattr(
         found,
@@ -109,13 +109,10 @@ def test_each_seed_keeps_its_base(table: Any, tmp_path: Path, monkeypatch: pytes
         return {"refused": 1, "total": 2}
 
     def configurations(options: argparse.Namespace) -> Any:
-        plans = [SimpleNamespace(plan=SimpleNamespace(seed=seed)) for seed in (0, 0, 7)]
-        return iter([(f"run-{k}", plan) for k, plan in enumerate(plans)])
+        return iter([(f"run-{k}", SimpleNamespace(seed=seed)) for k, seed in enumerate((0, 0, 7))])
 
-    def run(settings: Any, folder: Path, quiet: bool) -> Path:
+    def run(settings: Any, folder: Path, quiet: bool) -> None:
         folder.mkdir(parents=True)
-        write_json(folder / "finetune.json", {})
-        return folder
 
     monkeypatch.setattr(
         table, "parse", lambda: argparse.Namespace(model="random:smollm2-135m", out=tmp_path, prompts=3)
