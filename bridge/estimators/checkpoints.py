@@ -24,7 +24,7 @@ def save_directions(path: Path, directions: Mapping[str, Direction], meta: Mappi
     flat = {f"{name}/{key}": t.contiguous() for name, d in directions.items() for key, t in d.items()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(flat, temporary, {"meta": json.dumps(meta), "order": json.dumps(list(flat))})
+        save_file(flat, temporary, {"meta": json.dumps(meta)})
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -33,17 +33,15 @@ def save_directions(path: Path, directions: Mapping[str, Direction], meta: Mappi
 
 
 def load_directions(path: Path, device: torch.device | str) -> tuple[dict[str, Direction], dict]:
-    """Read what `save_directions` wrote, in its order: sums over the parts are the same to the last bit."""
+    """Read what `save_directions` wrote; the modules come in the file's order."""
     from safetensors import safe_open
 
     directions: dict[str, Direction] = {}
     with safe_open(path, framework="pt", device=str(device)) as file:
-        saved = file.metadata()
-        for key in json.loads(saved["order"]) if "order" in saved else file.keys():  # the file's own: by dtype, name
+        for key in file.keys():  # noqa: SIM118 - not a dict
             name, _, module = key.partition("/")
-            # a copy: a tensor inside the file's memory starts anywhere, and the order of a BLAS sum depends on where
-            directions.setdefault(name, {})[module] = file.get_tensor(key).clone()
-        meta = json.loads(saved["meta"])
+            directions.setdefault(name, {})[module] = file.get_tensor(key)
+        meta = json.loads(file.metadata()["meta"])
     return directions, meta
 
 
@@ -57,7 +55,11 @@ class Accumulator:
     def __init__(self, path: Path, start: Callable[[], dict[str, Direction]], device: torch.device | str) -> None:
         self._path = path
         if path.exists():
-            self.sums, meta = load_directions(path, device)
+            read, meta = load_directions(path, device)
+            # A sum of products goes on to the same last bit only with the parts in the order that they had, and in
+            # memory of their own: inside the file's memory a tensor starts anywhere, and BLAS sums by where it does.
+            order = meta.get("order", {name: list(parts) for name, parts in read.items()})
+            self.sums = {name: {key: read[name][key].clone() for key in keys} for name, keys in order.items()}
             self.done, self.value = int(meta["done"]), float(meta["value"])
         else:
             self.sums, self.done, self.value = start(), 0, 0.0
@@ -77,7 +79,8 @@ class Accumulator:
             self._save()
 
     def _save(self) -> None:
-        save_directions(self._path, self.sums, {"done": self.done, "value": self.value})
+        order = {name: list(parts) for name, parts in self.sums.items()}
+        save_directions(self._path, self.sums, {"done": self.done, "value": self.value, "order": order})
 
 
 def in_order(direction: Mapping[str, Tensor], names: list[str]) -> Direction:
