@@ -33,7 +33,7 @@ def save_directions(path: Path, directions: Mapping[str, Direction], meta: Mappi
 
 
 def load_directions(path: Path, device: torch.device | str) -> tuple[dict[str, Direction], dict]:
-    """Read what `save_directions` wrote; the parts come in the file's own order."""
+    """Read what `save_directions` wrote; the modules come in the file's order."""
     from safetensors import safe_open
 
     directions: dict[str, Direction] = {}
@@ -56,9 +56,10 @@ class Accumulator:
         self._path = path
         if path.exists():
             read, meta = load_directions(path, device)
-            # The order of the parts, and how tensors lie in memory, decide the last bit of their sums: both are
-            # those of a run that was never stopped.
-            self.sums = {name: {key: read[name][key].clone() for key in parts} for name, parts in start().items()}
+            # A sum of products goes on to the same last bit only with the parts in the order that they had, and in
+            # memory of their own: inside the file's memory a tensor starts anywhere, and BLAS sums by where it does.
+            order = meta.get("order", {name: list(parts) for name, parts in read.items()})
+            self.sums = {name: {key: read[name][key].clone() for key in keys} for name, keys in order.items()}
             self.done, self.value = int(meta["done"]), float(meta["value"])
         else:
             self.sums, self.done, self.value = start(), 0, 0.0
@@ -78,7 +79,8 @@ class Accumulator:
             self._save()
 
     def _save(self) -> None:
-        save_directions(self._path, self.sums, {"done": self.done, "value": self.value})
+        order = {name: list(parts) for name, parts in self.sums.items()}
+        save_directions(self._path, self.sums, {"done": self.done, "value": self.value, "order": order})
 
 
 def in_order(direction: Mapping[str, Tensor], names: list[str]) -> Direction:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,6 +44,16 @@ def test_a_warm_ups_first_step_is_no_point_of_a_forecast() -> None:
     assert len(found.points) == 4
     assert "forecast a utility loss of" in _pilot(found)[0]
     assert pilot_picture(found).startswith(b"\x89PNG")
+
+
+def test_a_pilot_is_read_back_and_so_is_one_without_a_version(tmp_path: Path) -> None:
+    found = pilot(RATES, 4, 5)
+    found.write(tmp_path)
+    assert PilotResult.read(tmp_path) == found
+    assert list(found.to_frame()["method"]) == list(found.forecasts)
+    old = {name: value for name, value in found.to_dict().items() if name != "schema_version"}
+    (tmp_path / "pilot.json").write_text(json.dumps(old))
+    assert PilotResult.read(tmp_path) == found
 
 
 @pytest.mark.parametrize("measured", [2, 5])

@@ -86,7 +86,7 @@ def error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *
 
 
 def test_the_folder_holds_what_it_should(finished: Path) -> None:
-    assert {path.name for path in finished.iterdir()} == {"manifest.json", *COMPARED}
+    assert {path.name for path in finished.iterdir()} == {"manifest.json", "settings.toml", *COMPARED}
     assert json.loads((finished / "manifest.json").read_text())["status"] == "complete"
 
 

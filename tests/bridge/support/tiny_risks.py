@@ -7,7 +7,6 @@ from pathlib import Path
 from tests.bridge.support.tiny_runs import FINETUNE_ROWS, SKILL_ROWS, make_workplace, write_rows
 
 COMPARED = (
-    "settings.toml",
     "risk.json",
     "rows.jsonl",
     "samples.jsonl",
