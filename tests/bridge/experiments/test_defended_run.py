@@ -57,7 +57,7 @@ def test_each_defence(
     found = {kind: defended(llama, method, kind, tmp_path / kind, capsys, *OPTIONS[kind]) for kind in kinds}
     for kind, (record, printed, told) in found.items():
         files = {str(p.relative_to(tmp_path / kind)) for p in (tmp_path / kind).rglob("*") if p.is_file()}
-        assert files == {*COMPARED, *RESULTS[method], *DEFENDED, "manifest.json", "settings.toml"}
+        assert files == {*COMPARED, *RESULTS[method], *DEFENDED, "manifest.json"}
         seen = record["defence"]
         assert (seen["kind"], len(seen["steps"]), record["steps"]) == (kind, 6, 6)
         assert seen["utility_loss"]["probe"]["responses"] == 4

@@ -62,7 +62,7 @@ def test_a_run_and_the_same_command_again(
     code, printed, told = finetune(capsys, *arguments)
     assert code == 0, told
     files = {str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run").rglob("*") if p.is_file()}
-    assert files == {*COMPARED, *RESULTS[method], "manifest.json", "settings.toml"}
+    assert files == {*COMPARED, *RESULTS[method], "manifest.json"}
     found = json.loads((tmp_path / "run" / "finetune.json").read_text())
     assert (found["steps"], found["epochs"], len(found["losses"]), found["rows"]) == (6, 2.0, 6, 5)
     assert (found["first_loss"], found["last_loss"]) == (found["losses"][0], found["losses"][-1])

@@ -12,7 +12,7 @@ from tests.bridge.support.tiny_aligns import align_options
 
 COMPARED = (
     *killed_finetunes.RESULTS["full"],
-    *("delta.json", "samples.jsonl", "align.json", "responses.jsonl", "trajectory.png", "report.html"),
+    *("settings.toml", "delta.json", "samples.jsonl", "align.json", "responses.jsonl", "trajectory.png", "report.html"),
 )
 # Where a process dies; `bridge.finetune`'s own test kills inside the training.
 MOMENTS = {

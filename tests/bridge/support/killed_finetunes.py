@@ -11,7 +11,7 @@ from bridge.finetune import MEMORY_ADVICE
 from bridge.finetune import main as command
 from tests.bridge.support.killing import At, Killed, kill_everywhere
 
-COMPARED = ("delta.json", "finetune.json", "samples.jsonl", "loss.png", "report.html")
+COMPARED = ("settings.toml", "delta.json", "finetune.json", "samples.jsonl", "loss.png", "report.html")
 RESULTS = {
     "lora": ("adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
     "full": (
