@@ -12,6 +12,12 @@ from commands.errors import UserError
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
 INTERRUPTED = 130
 _RESUMES = "stopped; the same command goes on from here"
+_owns_process = False
+
+
+def owns_process() -> bool:
+    """Whether this process is a command's own, and not that of somebody who imports the package."""
+    return _owns_process
 
 
 def run_command(command: Callable[[], object], memory_advice: str, interrupted: str = _RESUMES) -> None:
@@ -26,6 +32,8 @@ def run_command(command: Callable[[], object], memory_advice: str, interrupted: 
         interrupted: what to say after an interrupt.
 
     """
+    global _owns_process
+    _owns_process = True
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when NumPy is imported, which is later
     # torch's forward mode calls what torch itself deprecates; that is no news for a user
     warnings.filterwarnings("ignore", message=".*torch.jit.script. is deprecated")

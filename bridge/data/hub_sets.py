@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bridge.data.sets import NamedSet, local_copy
-from bridge.models.transformers_setup import first_line
-from commands.errors import UserError
+from commands.errors import UserError, first_line
 
 
 def hub_records(name: str, known: NamedSet) -> list[Mapping[str, Any]]:

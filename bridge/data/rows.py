@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,6 +169,19 @@ def _as_record(value: object, lists: bool) -> Mapping[str, Any] | ValueError:
     if not isinstance(value, dict):
         return ValueError(f"expected one JSON object a line, got {type(value).__name__}")
     return value
+
+
+def rows_of(
+    name: str,
+    source: str,
+    records: Sequence[Mapping[str, Any] | ValueError],
+    known: NamedSet,
+    sha256: str,
+    skip_bad_rows: bool,
+    answered: bool,
+) -> RowSet:
+    """A set from records that are at hand, each of which may say what is wrong with it; they count as its lines."""
+    return _row_set(name, source, iter(enumerate(records, start=1)), known, sha256, skip_bad_rows, answered)
 
 
 def _row_set(

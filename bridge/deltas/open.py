@@ -141,9 +141,11 @@ def _recorded_base(adapter: Path) -> str | None:
 
 
 def weights_folder(base: LoadedModel) -> Path | None:
-    """The folder of safetensors files that a model was loaded from, or None (GGUF, random weights)."""
+    """The folder of safetensors files that a model was loaded from, or None (GGUF, random weights, in memory)."""
     from bridge.models.names import resolve
 
+    if base.in_memory:
+        return None
     source = resolve(base.name)
     if source.kind == "hub":
         return cached_snapshot(source.location)

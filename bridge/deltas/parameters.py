@@ -16,7 +16,7 @@ from torch import Tensor
 from bridge.deltas.tensor_files import Entry, TensorFiles, write_tensors
 from bridge.deltas.weight_delta import DELTA_CONTENT, FullDelta, WeightDelta
 from bridge.models.files import INDEX_FILE, read_json, weight_files
-from commands.errors import UserError
+from commands.errors import UserError, first_line
 
 _COPIED = (".json", ".txt", ".model", ".jinja", ".tiktoken")  # configuration, tokenizer, chat template
 _NOT_COPIED = ("source.json",)  # says where the base's weights are from
@@ -35,7 +35,7 @@ def skeleton(folder: Path) -> torch.nn.Module:
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from bridge.models.transformers_setup import first_line, quiet_transformers
+    from bridge.models.transformers_setup import quiet_transformers
 
     try:
         with quiet_transformers(), torch.device("meta"):

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from bridge.data.chat import ChatFormat
 from bridge.data.rows import Row, question
 from bridge.evaluation.records import Record, read_records, write_records
-from bridge.generation.generate import Decoding, Response, check_room, generate_texts
+from bridge.generation.decodings import Decoding
+from bridge.generation.generate import Response, check_room, generate_texts
 from bridge.models.load import LoadedModel
 from commands.errors import UserError
 from commands.progress import Progress

@@ -4,7 +4,39 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from bridge.generation.generate import Decoding
+from commands.errors import UserError
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How responses are decoded.
+
+    With `greedy` the most likely token is taken each time and the other settings must be left alone. Else tokens are
+    drawn from the softmax at `temperature`, cut in this order to the `top_k` most likely tokens (0: all), to the
+    fewest that hold a share `top_p` of the probability, and to those of at least `min_p` times the likeliest one's.
+    """
+
+    greedy: bool = True
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise UserError, naming the option, for settings that decode nothing or contradict each other."""
+        wanted: list[tuple[bool, str, str, object]] = [
+            (0 < self.temperature < float("inf"), "temperature", "a positive number", self.temperature),
+            (self.top_k >= 0, "top-k", "0 (all tokens) or more", self.top_k),
+            (0 < self.top_p <= 1, "top-p", "a share in (0, 1]", self.top_p),
+            (0 <= self.min_p <= 1, "min-p", "a share in [0, 1]", self.min_p),
+            (self.seed >= 0, "seed", "0 or more", self.seed),
+        ]
+        for holds, option, expected, got in wanted:
+            if not holds:
+                raise UserError(f"--{option}: expected {expected}, got {got}")
+        if self.greedy and (self.temperature, self.top_k, self.top_p, self.min_p) != (1.0, 0, 1.0, 0.0):
+            raise UserError("--temperature, --top-k, --top-p and --min-p shape sampling, but decoding is greedy")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge.models.architectures import ALIASES
-from bridge.models.default import cache_folder
+from bridge.models.cache import cache_folder
 from bridge.models.files import is_whole
 from commands.errors import UserError
 

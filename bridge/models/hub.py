@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge.models.architectures import ALIASES, DEFAULT_ALIAS
-from bridge.models.default import Report
+from bridge.models.cache import Report
 from commands.errors import UserError
 
 HUB_PATIENCE = 3.0

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from bridge.models import loading
 from bridge.models.architectures import DEFAULT_ALIAS, architecture
-from bridge.models.default import Report, ensure_default, file_sha256, read_provenance
+from bridge.models.cache import Report, file_sha256
+from bridge.models.default import ensure_default, read_provenance
 from bridge.models.files import SINGLE_FILE, check_folder, is_whole, weight_files
 from bridge.models.hub import cached_snapshot, download_snapshot
 from bridge.models.names import ModelSource, resolve
@@ -48,6 +49,7 @@ class LoadedModel:
     dtype: str
     device: str
     _hash: _FindHash = field(repr=False)
+    in_memory: bool = False  # given by a caller: its weights are in no files
 
     @cached_property
     def weights_hash(self) -> str:

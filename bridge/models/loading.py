@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bridge.models.files import read_json
-from bridge.models.transformers_setup import first_line, quick_imports, quiet_transformers
-from commands.errors import UserError
+from bridge.models.transformers_setup import quick_imports, quiet_transformers
+from commands.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import torch

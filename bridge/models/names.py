@@ -9,7 +9,7 @@ from typing import Literal
 
 from bridge.models.architectures import ALIASES, DEFAULT_ALIAS, HUB_NAMES
 from bridge.models.built import built_folder, how_to_build, is_built
-from bridge.models.default import default_folder
+from bridge.models.cache import default_folder
 from bridge.models.files import check_folder
 from bridge.models.hub import nearest
 from commands.errors import UserError
@@ -90,3 +90,8 @@ def _resolve_path(name: str, path: Path) -> ModelSource:
         return ModelSource(name, "gguf", str(ggufs[0]))
     check_folder(path)
     return ModelSource(name, "folder", str(path))
+
+
+def run_name(model: str) -> str:
+    """A model's name as a part of a folder's name."""
+    return model.strip("/").replace("/", "--").replace(":", "-")[-60:]

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from commands.cli import owns_process
+
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
@@ -16,9 +18,9 @@ def quick_imports() -> Iterator[None]:
     Their modules are about a million objects that live as long as the process. The cyclic garbage collector,
     which would walk them again and again, is paused while they appear and told to leave them out afterwards.
     Where triton is among them, they are given back to it at the end: triton counts what outlives it, and says so in
-    thirty lines on standard error.
+    thirty lines on standard error. In a process that is not a command's own nothing of this happens.
     """
-    if not gc.isenabled() or "transformers.modeling_utils" in sys.modules:
+    if not owns_process() or not gc.isenabled() or "transformers.modeling_utils" in sys.modules:
         yield
         return
     gc.disable()
@@ -52,8 +54,3 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its type where it has none."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -100,14 +100,14 @@ class AlignmentMonitor(TrainerCallback, ExportableState):
             UserError: for a value that makes no sense.
 
         """
-        check_arguments(locals())
-        self._settings: dict[str, Any] = {
-            "skill": plain_skill(skill, responses),
+        options: dict[str, Any] = {
             "every": every, "subspaces_every": subspaces_every, "num_probe": num_probe,
             "max_new_tokens": max_new_tokens, "responses": responses, "rank": rank,
             "max_utility_loss": max_utility_loss, "on_budget": on_budget, "max_overhead": max_overhead,
             "batch_size": batch_size, "logits_dtype": logits_dtype, "seed": seed, "prefix": prefix,
         }  # fmt: skip
+        check_arguments(options)
+        self._settings = {"skill": plain_skill(skill, responses), **options}
         self._drawn = Drawn(self._settings["skill"], num_probe, responses, max_new_tokens, seed)
         self._limit, self._stops, self._prefix = max_utility_loss, on_budget == "stop", prefix
         self._tokenizer, self._given_model = tokenizer, model

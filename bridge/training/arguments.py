@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from bridge.models.transformers_setup import first_line, quick_imports
+from bridge.models.transformers_setup import quick_imports
 from bridge.training.plan import Plan
-from commands.errors import UserError
+from commands.errors import UserError, first_line
 
 with quick_imports():
     from trl import SFTConfig

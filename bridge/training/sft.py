@@ -17,11 +17,11 @@ from typing import Any
 import torch
 
 from bridge.data.samples import Sample
-from bridge.models.transformers_setup import first_line, quick_imports
+from bridge.models.transformers_setup import quick_imports
 from bridge.training.arguments import arguments
 from bridge.training.lent_model import given_back, quiet, without_dropout
 from bridge.training.plan import OnStep, Plan, StepHook, TrainingLog, is_likelihood
-from commands.errors import UserError
+from commands.errors import UserError, first_line
 from commands.progress import Progress
 from commands.store import write_json
 

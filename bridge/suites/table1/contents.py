@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge.data.rows import load_prompts
-from bridge.models.default import Report, file_sha256
+from bridge.models.cache import Report, file_sha256
 from bridge.models.load import folder_of, hash_folder
 from bridge.models.names import resolve
 from bridge.suites.table1.settings import TableSet, TableSettings, measured_sets

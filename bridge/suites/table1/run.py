@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bridge.models.identity import run_name
+from bridge.models.names import run_name
 from bridge.suites import measures
 from bridge.suites.stages import Stages
 from bridge.suites.table1 import report

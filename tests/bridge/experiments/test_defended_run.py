@@ -21,7 +21,7 @@ from bridge.models.load import LoadedModel, load_model
 from bridge.training.defences.plan import DefenceOptions
 from commands.errors import UserError
 from tests.bridge.experiments.test_finetune import finetune
-from tests.bridge.support.killed_finetunes import COMPARED, DEFENDED, RESULTS, defence_options, finetune_options
+from tests.bridge.support.tiny_finetunes import COMPARED, DEFENDED, RESULTS, defence_options, finetune_options
 from tests.bridge.support.tiny_runs import make_workplace
 
 
@@ -57,7 +57,7 @@ def test_each_defence(
     found = {kind: defended(llama, method, kind, tmp_path / kind, capsys, *OPTIONS[kind]) for kind in kinds}
     for kind, (record, printed, told) in found.items():
         files = {str(p.relative_to(tmp_path / kind)) for p in (tmp_path / kind).rglob("*") if p.is_file()}
-        assert files == {*COMPARED, *RESULTS[method], *DEFENDED, "manifest.json"}
+        assert files == {*COMPARED, *RESULTS[method], *DEFENDED, "manifest.json", "settings.toml"}
         seen = record["defence"]
         assert (seen["kind"], len(seen["steps"]), record["steps"]) == (kind, 6, 6)
         assert seen["utility_loss"]["probe"]["responses"] == 4

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,14 @@ from bridge.experiments.finetune.result import FinetuneResult
 from bridge.experiments.finetune.run import run
 from bridge.experiments.finetune.settings import Settings, parse_overrides
 from bridge.experiments.session import Lent
-from bridge.finetune import MEMORY_ADVICE, main
 from bridge.models.load import load_model
 from bridge.training.presets import DEFAULT_PRESET, PRESETS, describe, make_plan, sources
 from bridge.training.tuning import parameter_kinds
-from commands.cli import run_command
 from commands.errors import UserError
-from commands.options import command_of
-from tests.bridge.support.killed_finetunes import COMPARED, RESULTS, defence_options, finetune_options
+from tests.bridge.support.tiny_finetunes import COMPARED, RESULTS, defence_options, finetune_options
 from tests.bridge.support.tiny_models import tiny_gpt2_model, tiny_llama_model
 from tests.bridge.support.tiny_runs import SCRIPT, make_workplace, write_rows
+from tests.in_process import run_module
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
@@ -39,14 +36,8 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def finetune(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     """Run the command in this process as `python -m bridge.finetune` does: exit code, output, errors."""
-    before, sys.argv = sys.argv, ["finetune", *arguments]
-    try:
-        with pytest.raises(SystemExit) as end:
-            run_command(command_of(main), MEMORY_ADVICE)
-    finally:
-        sys.argv = before
-    printed = capsys.readouterr()
-    return int(end.value.code or 0), printed.out, printed.err
+    done = run_module("bridge.finetune", *arguments)
+    return done.code, done.out, done.err
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -62,7 +53,7 @@ def test_a_run_and_the_same_command_again(
     code, printed, told = finetune(capsys, *arguments)
     assert code == 0, told
     files = {str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run").rglob("*") if p.is_file()}
-    assert files == {*COMPARED, *RESULTS[method], "manifest.json"}
+    assert files == {*COMPARED, *RESULTS[method], "manifest.json", "settings.toml"}
     found = json.loads((tmp_path / "run" / "finetune.json").read_text())
     assert (found["steps"], found["epochs"], len(found["losses"]), found["rows"]) == (6, 2.0, 6, 5)
     assert (found["first_loss"], found["last_loss"]) == (found["losses"][0], found["losses"][-1])

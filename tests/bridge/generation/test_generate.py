@@ -13,7 +13,8 @@ import torch
 from bridge.data.chat import ChatFormat
 from bridge.data.rows import Row
 from bridge.generation import generate
-from bridge.generation.generate import Decoding, Response, generate_texts
+from bridge.generation.decodings import Decoding
+from bridge.generation.generate import Response, generate_texts
 from bridge.generation.sampling import stream
 from bridge.models.load import LoadedModel, load_model
 from commands.errors import UserError

