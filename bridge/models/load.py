@@ -21,7 +21,7 @@ from bridge.models.cache import Report, file_sha256
 from bridge.models.default import ensure_default, read_provenance
 from bridge.models.files import SINGLE_FILE, check_folder, is_whole, weight_files
 from bridge.models.hub import cached_snapshot, download_snapshot
-from bridge.models.names import ModelSource, resolve
+from bridge.models.names import ModelSource, check_device_name, resolve
 from bridge.models.transformers_setup import quick_imports
 from commands.errors import UserError
 
@@ -87,7 +87,7 @@ def load_model(
     source = resolve(name)
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"unknown dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
-    loading.check_device_name(device)
+    check_device_name(device)
     if device is not None and device.startswith("cuda"):
         loading.choose_device(device)  # before a long download
     dtype = dtype or "float32"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import importlib.util
 import io
-import re
 import sys
 from contextlib import redirect_stderr
 from pathlib import Path
@@ -32,12 +31,6 @@ def import_architecture(path: Path) -> None:
         names += read_json(path / "config.json").get("architectures") or []
     for name in names:
         getattr(transformers, name, None)
-
-
-def check_device_name(name: str | None) -> None:
-    """Raise UserError unless the name is cpu, cuda, cuda:N, auto or None."""
-    if name is not None and not re.fullmatch(r"cpu|auto|cuda(:\d+)?", name):
-        raise UserError(f"unknown device {name!r}: expected cpu, cuda, cuda:N or auto")
 
 
 def choose_device(name: str | None) -> str:

@@ -95,3 +95,9 @@ def _resolve_path(name: str, path: Path) -> ModelSource:
 def run_name(model: str) -> str:
     """A model's name as a part of a folder's name."""
     return model.strip("/").replace("/", "--").replace(":", "-")[-60:]
+
+
+def check_device_name(name: str | None) -> None:
+    """Raise UserError unless the name is cpu, cuda, cuda:N, auto or None."""
+    if name is not None and not re.fullmatch(r"cpu|auto|cuda(:\d+)?", name):
+        raise UserError(f"unknown device {name!r}: expected cpu, cuda, cuda:N or auto")

@@ -3,13 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from bridge.experiments.fisher_overlap.pictures import MEANS, blocks, energies, overlaps, relative, title_of
-from bridge.experiments.fisher_overlap.result import CENTRINGS, DISTINCT, LEAST_CEILING, SHARED, at, not_excluded, weak
+from bridge.experiments.fisher_overlap.pictures import blocks, energies, overlaps, relative, title_of
+from bridge.experiments.fisher_overlap.result import (
+    DISTINCT,
+    LEAST_CEILING,
+    SHARED,
+    FisherOverlapResult,
+    Pair,
+    Point,
+    is_weak,
+    not_excluded,
+)
+from bridge.experiments.fisher_overlap.settings import Settings
+from bridge.reports.console import print_tables
 from bridge.reports.numbers import number, set_name
-from bridge.reports.pages import render_page
-from commands.store import write_atomically
+from bridge.reports.pages import write_page
+from bridge.reports.results import pictures_of, tables_of
+from bridge.reports.tables import Table
+from commands.store import Folder
+
+
+def print_result(result: FisherOverlapResult, folder: Folder) -> None:
+    """Print the closing table to standard output, and where the report is."""
+    print_tables([closing_table(result)], readings(result), width=190)
+    print(f"\n{folder.path / 'report.html'}")
+
+
+@tables_of.register
+def tables(result: FisherOverlapResult) -> list[Table]:
+    """The closing table, shares of the Fisher traces, and overlaps at the ranks that hold a share of the trace."""
+    return [closing_table(result), energy_table(result), *([rank_table(result)] if result.energies else [])]
+
 
 HEADINGS = (
     "skills", "mean scores", "overlap", "across halves", "within first", "within second", "floor", "relative",
@@ -17,48 +42,18 @@ HEADINGS = (
 )  # fmt: skip
 
 
-def print_table(result: dict[str, Any]) -> None:
-    """Print the closing table to standard output."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=190)
-    title = f"{result['model']}: overlap of the top {result['rank']} directions ({result['fisher']} Fisher)"
-    table = Table(title=escape(title), title_justify="left", show_edge=False)
-    for name in HEADINGS:
-        table.add_column(name, justify="left" if name in ("skills", "mean scores", "verdict") else "right")
-    for row in rows(result):
-        table.add_row(*map(escape, row))
-    console.print(table)
-    for line in readings(result):
-        console.print(escape(line))
-
-
-def rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The table's rows as text, two a pair: with the mean scores, and without them."""
-    out: list[tuple[str, ...]] = []
-    for pair in result["pairs"]:
-        for centring in CENTRINGS:
-            found = at(pair[centring], result["rank"])
-            out.append(
-                (
-                    title_of(pair),
-                    MEANS[centring],
-                    number(found["overlap"]),
-                    number(found["cross"]),
-                    number(found["own_a"]),
-                    number(found["own_b"]),
-                    number(found["floor"]),
-                    number(found["relative"]),
-                    _interval(found, "relative"),
-                    number(found.get("p_value")),
-                    pair[centring]["verdict"],
-                )
-            )
-    return out
+def closing_table(result: FisherOverlapResult) -> Table:
+    """The overlaps at the rank of the verdict, two rows a pair: with the mean scores, and without them."""
+    rows = []
+    for pair in result.pairs:
+        for mean, overlap in pair.by_mean.items():
+            point = overlap.at(result.rank)
+            shown = (point.overlap, point.cross, point.own_a, point.own_b, point.floor, point.relative)
+            interval = _interval(point.relative_low, point.relative_high)
+            cells = (title_of(pair), mean, *map(number, shown), interval, number(point.p_value), overlap.verdict)
+            rows.append(cells)
+    caption = f"{result.model}: overlap of the top {result.rank} directions ({result.fisher} Fisher)"
+    return Table(caption, HEADINGS, rows, words=2, sentences=True)
 
 
 ENERGY_HEADINGS = (
@@ -67,27 +62,21 @@ ENERGY_HEADINGS = (
 )  # fmt: skip
 
 
-def energy_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
-    """How much of one skill's Fisher trace lies in another's subspace, as text; four rows a pair."""
-    out: list[tuple[str, ...]] = []
-    for pair in result["pairs"]:
-        for centring in CENTRINGS:
-            found = at(pair[centring], result["rank"])
-            for of, inside in (("b", "a"), ("a", "b")):
-                key = f"{of}_in_{inside}"
-                out.append(
-                    (
-                        set_name(pair[of]),
-                        set_name(pair[inside]),
-                        MEANS[centring],
-                        f"{found[key]:.2%}",
-                        f"{found[f'{of}_in_{of}']:.2%}",
-                        number(found[f"random_in_{inside}"]),
-                        number(found[f"relative_{key}"]),
-                        _interval(found, f"relative_{key}"),
-                    )
-                )
-    return out
+def energy_table(result: FisherOverlapResult) -> Table:
+    """How much of one skill's Fisher trace lies in another's subspace, four rows a pair."""
+    rows = []
+    for pair in result.pairs:
+        a, b = set_name(pair.a), set_name(pair.b)
+        for mean, overlap in pair.by_mean.items():
+            at = overlap.at(result.rank)
+            interval = _interval(at.relative_b_in_a_low, at.relative_b_in_a_high)
+            shares = (f"{at.b_in_a:.2%}", f"{at.b_in_b:.2%}", number(at.random_in_a), number(at.relative_b_in_a))
+            rows.append((b, a, mean, *shares, interval))
+            interval = _interval(at.relative_a_in_b_low, at.relative_a_in_b_high)
+            shares = (f"{at.a_in_b:.2%}", f"{at.a_in_a:.2%}", number(at.random_in_b), number(at.relative_a_in_b))
+            rows.append((a, b, mean, *shares, interval))
+    caption = f"{result.model}: shares of the Fisher traces in the top {result.rank} directions"
+    return Table(caption, ENERGY_HEADINGS, rows, words=3)
 
 
 RANK_HEADINGS = (
@@ -96,123 +85,115 @@ RANK_HEADINGS = (
 )  # fmt: skip
 
 
-def rank_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The overlaps at the ranks that hold a share of each skill's trace, as text."""
-    out: list[tuple[str, ...]] = []
-    for pair in result["pairs"]:
-        for centring in CENTRINGS:
-            for k, share in enumerate(result["energies"]):
-                found = {name: values[k] for name, values in pair[centring]["at_energy"].items()}
-                names = ("overlap", "cross", "own_a", "own_b", "random", "relative")
-                out.append(
-                    (
-                        title_of(pair),
-                        MEANS[centring],
-                        f"{share:.0%}",
-                        f"{found['rank_a']}, {found['rank_b']}",
-                        *(number(found[name]) for name in names),
-                        _interval(found, "relative"),
-                    )
-                )
-    return out
+def rank_table(result: FisherOverlapResult) -> Table:
+    """The overlaps at the ranks that hold a share of each skill's trace."""
+    rows = []
+    for pair in result.pairs:
+        for mean, overlap in pair.by_mean.items():
+            for k, share in enumerate(result.energies):
+                at = overlap.at_share(k)
+                shown = (at.overlap, at.cross, at.own_a, at.own_b, at.random, at.relative)
+                ranks, interval = f"{at.rank_a}, {at.rank_b}", _interval(at.relative_low, at.relative_high)
+                rows.append((title_of(pair), mean, f"{share:.0%}", ranks, *map(number, shown), interval))
+    return Table(f"{result.model}: overlaps at shares of the traces", RANK_HEADINGS, rows, words=2)
 
 
-def _interval(found: dict[str, Any], name: str) -> str:
-    low, high = found[f"{name}_low"], found[f"{name}_high"]
+def _interval(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f"{number(low)} … {number(high)}"
 
 
 # ---------------------------------------------------------------------------------------------- sentences
 
 
-def readings(result: dict[str, Any]) -> list[str]:
+def readings(result: FisherOverlapResult) -> list[str]:
     """Sentences on what the numbers say, and on what they cannot say."""
-    lines = [_pair_reading(pair, result) for pair in result["pairs"]]
-    few = min(skill["num_samples"] for skill in result["skills"].values())
-    lines.append(
-        f"{few} samples of a skill show at most {few} of the {result['num_parameters']} directions of θ, and half of "
-        f"them {few // 2}: these overlaps are of what so few samples show, compared at equal numbers."
-    )
-    return lines
+    few = min(skill.num_samples for skill in result.skills.values())
+    return [
+        *(pair_reading(pair, result.rank) for pair in result.pairs),
+        f"{few} samples of a skill show at most {few} of the {result.num_parameters} directions of θ, and half of "
+        f"them {few // 2}: these overlaps are of what so few samples show, compared at equal numbers.",
+    ]
 
 
-def _pair_reading(pair: dict[str, Any], result: dict[str, Any]) -> str:
-    rank = result["rank"]
-    found = {centring: at(pair[centring], rank) for centring in CENTRINGS}
-    plain, centred = (_verdict(pair[centring], rank) for centring in CENTRINGS)
-    text = f"{title_of(pair)}: {plain}: {_shares(found['uncentred'], rank)}"
-    if plain == centred:
-        text += f"; the same holds without the mean scores ({_relative(found['centred'])})."
+def pair_reading(pair: Pair, rank: int) -> str:
+    """What a pair's numbers at a rank say."""
+    uncentred, centred = pair.uncentred.at(rank), pair.centred.at(rank)
+    plain, without = _verdict(uncentred), _verdict(centred)
+    text = f"{title_of(pair)}: {plain}: {_shares(uncentred, rank)}"
+    if plain == without:
+        text += f"; the same holds without the mean scores ({_relative(centred)})."
     else:
-        text += f". Without the mean scores: {centred}: {_shares(found['centred'], rank)}."
-    p = found["uncentred"].get("p_value")
+        text += f". Without the mean scores: {without}: {_shares(centred, rank)}."
+    p = uncentred.p_value
     if p is not None:
-        above = found["uncentred"]["exchanged"]
-        text += f" With the labels exchanged at random the overlap would be {number(above)} (p = {number(p)}): " + (
+        above = number(uncentred.exchanged)
+        text += f" With the labels exchanged at random the overlap would be {above} (p = {number(p)}): " + (
             "the two skills' samples are not exchangeable." if p <= 0.05 else "no difference of the two shows."
         )
-    if pair["shared_prompts"]:
-        text += f" The two skills share {pair['shared_prompts']} prompts, which makes them look alike."
+    if pair.shared_prompts:
+        text += f" The two skills share {pair.shared_prompts} prompts, which makes them look alike."
     return text
 
 
-def _relative(found: dict[str, Any]) -> str:
-    if found["relative"] is None:
+def _relative(at: Point) -> str:
+    if at.relative is None:
         return "no ceiling above the floor"
-    return f"relative overlap {number(found['relative'])}, {_interval(found, 'relative')}"
+    return f"relative overlap {number(at.relative)}, {_interval(at.relative_low, at.relative_high)}"
 
 
-def _shares(found: dict[str, Any], rank: int) -> str:
+def _shares(at: Point, rank: int) -> str:
     """The numbers that a verdict rests on."""
-    across = f"their halves share {found['cross']:.1%} of the top {rank} directions"
-    within = f"where two halves of one skill share {found['own_a']:.1%} and {found['own_b']:.1%}"
-    return f"{across}, {within} ({_relative(found)})"
+    across = f"their halves share {at.cross:.1%} of the top {rank} directions"
+    within = f"where two halves of one skill share {at.own_a:.1%} and {at.own_b:.1%}"
+    return f"{across}, {within} ({_relative(at)})"
 
 
-def _verdict(entry: dict[str, Any], rank: int) -> str:
+def _verdict(at: Point) -> str:
     """The verdict as a clause, with its reason where it is open."""
-    found, left = at(entry, rank), not_excluded(entry, rank)
+    left = not_excluded(at)
     if len(left) == 1:
         return {
             "distinct": "distinct subspaces",
             "shared": "one and the same subspace, as far as these samples tell",
             "partly shared": "partly shared subspaces",
         }[left[0]]
-    if weak(found):
+    if is_weak(at):
         why = "a skill hardly finds its own directions again"
-    elif found["relative_low"] is None:
+    elif at.relative_low is None:
         why = "no interval could be found"
     else:
         why = f"the interval allows for {', '.join(left[:-1])} and {left[-1]} subspaces"
     return f"undetermined at this number of samples, since {why}"
 
 
-def write(result: dict[str, Any], settings: dict[str, Any], folder: Path) -> None:
-    """Write the pictures and report.html."""
-    drawn = {
+# ------------------------------------------------------------------------------------------ pictures, page
+
+
+@pictures_of.register
+def pictures(result: FisherOverlapResult) -> dict[str, bytes]:
+    """The run's pictures by name."""
+    return {
         "overlap": overlaps(result),
         "relative": relative(result),
         "energy": energies(result),
         "blocks": blocks(result),
     }
-    for name, png in drawn.items():
-        write_atomically(folder / f"{name}.png", png)
-    page = render_page(
+
+
+def write(result: FisherOverlapResult, settings: Settings, folder: Path) -> None:
+    """Write the pictures and report.html."""
+    write_page(
+        folder,
         "experiments/fisher_overlap/report.html",
-        drawn,
+        pictures(result),
         result=result,
-        settings=settings,
-        headings=HEADINGS,
-        rows=rows(result),
-        energy_headings=ENERGY_HEADINGS,
-        energy_rows=energy_rows(result),
-        rank_headings=RANK_HEADINGS,
-        rank_rows=rank_rows(result),
+        settings=settings.identity(),
+        table=closing_table(result),
+        energy_table=energy_table(result),
+        rank_table=rank_table(result),
         readings=readings(result),
-        skills={set_name(name): skill for name, skill in result["skills"].items()},
+        skills={set_name(name): skill for name, skill in result.skills.items()},
         limits={"ceiling": LEAST_CEILING, "distinct": DISTINCT, "shared": SHARED},
-        means=MEANS,
-        titles=[title_of(pair) for pair in result["pairs"]],
+        title_of=title_of,
         number=number,
     )
-    write_atomically(folder / "report.html", page)

@@ -1,317 +1,295 @@
-"""fisher_overlap.json: the overlaps of skills beside their floors and ceilings, put together from the Gram matrices."""
+"""What `bridge.fisher_overlap` finds: the overlaps of pairs of skills, beside their floors and ceilings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property, partial
-from operator import attrgetter
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
-import numpy as np
-from jaxtyping import Float, Int
+from bridge.reports.results import Result
+from theory.statistics import FisherKind
 
-from bridge.models.blocks import group_by_block
-from commands.store import SCHEMA_VERSION
-from theory.cross_overlap import (
-    Permuted,
-    Questions,
-    Subspace,
-    Union,
-    chance_overlap,
-    compare,
-    permuted_overlaps,
-    set_cosines,
-    subspace,
-)
-from theory.resampling import percentile_interval
-from theory.spectra import effective_rank, mean_score_shares
-from theory.split_overlap import (
-    Deleted,
-    Halves,
-    SplitMeans,
-    SplitOverlaps,
-    deleted_overlaps,
-    isotropic_overlaps,
-    split_halves,
-    split_overlaps,
-)
-
-LEVEL = 0.95
-CENTRINGS = {"uncentred": False, "centred": True}
 LEAST_CEILING = 0.1  # below it nine tenths of the directions are chance at this N
 DISTINCT, SHARED = 0.25, 0.75  # of the relative overlap: below, and above
-VERDICTS = ("distinct", "partly shared", "shared")  # of a relative overlap below, between and above these
-_BLOCK_SPLITS = 20  # at most, for the blocks: they have no intervals
-_MEASURES = ("cross", "own_a", "own_b", "b_in_a", "a_in_b", "a_in_a", "b_in_b")
+Verdict = Literal["distinct", "partly shared", "shared"]  # of a relative overlap below, between and above these
+
+Value = TypeVar("Value")
+Maybe = TypeVar("Maybe")
+Count = TypeVar("Count")
 
 
 @dataclass(frozen=True)
-class Question:
-    """What decides how the Gram matrices are read."""
+class Compared(Generic[Value, Maybe]):
+    """How far the top directions of two skills, a and b, overlap: mode subspace overlaps, and shares of Fisher traces.
 
-    rank: int  # d of the verdict
-    most: int  # the curves go from 1 to this
-    energies: tuple[float, ...]
-    splits: int
-    jackknife: int
-    permutations: int
-    simulations: int
-    seed: int
-
-    @property
-    def ranks(self) -> Questions:
-        """Every rank that the whole model is asked at."""
-        return Questions(tuple(range(1, self.most + 1)), self.energies)
-
-
-@dataclass(frozen=True, eq=False)
-class Scores:
-    """What was measured: by module the inner products of all samples' scores, and whose samples they are."""
-
-    grams: dict[str, Float[np.ndarray, "N N"]]
-    dimensions: dict[str, int]
-    skills: Int[np.ndarray, " N"]
-    groups: Int[np.ndarray, " N"]
-
-    def union(self, names: list[str]) -> Union:
-        """The samples with the parameters of some modules."""
-        total = sum((self.grams[name] for name in names[1:]), start=self.grams[names[0]])
-        return Union((total + total.T) / 2, self.skills, self.groups, sum(self.dimensions[name] for name in names))
-
-    @cached_property
-    def whole(self) -> Union:
-        """The samples with all parameters."""
-        return self.union(list(self.grams))
-
-
-Job = Callable[[Mapping[str, Any]], Any]
-"""A part of the result, given the parts before it; what it returns is JSON."""
-
-
-def jobs(scores: Scores, question: Question) -> dict[str, Job]:
-    """The parts of the result by name, in the order in which they are to be done."""
-    found: dict[str, Job] = {"floor": lambda _: _floor(scores, question)}
-    for name, centred in CENTRINGS.items():
-        found[name] = partial(_whole_model, scores, question, centred, name)
-    for block, names in group_by_block(list(scores.grams)).items():
-        found[f"block {block}"] = partial(_block, scores, names, question)
-    return found
-
-
-def assemble(
-    described: Mapping[str, Any],
-    scores: Scores,
-    question: Question,
-    found: Mapping[str, Any],
-    shared_prompts: Mapping[tuple[int, int], int],
-) -> dict[str, Any]:
-    """The content of fisher_overlap.json.
-
-    Args:
-        described: model, fisher, skill_names.
-        scores: what was measured.
-        question: ranks and resampling.
-        found: what the jobs returned, by name.
-        shared_prompts: by pair, how many prompts both skills have.
+    Attributes:
+        overlap: of all samples of a and of b.
+        cross: of half of a's samples with half of b's, mean over the splits.
+        own_a, own_b: of two halves of one skill: the most that so few samples can show.
+        b_in_a: share of the Fisher trace of half of b in the subspace of half of a.
+        a_in_b: the other way round.
+        a_in_a, b_in_b: share of the trace of one half of a skill in the subspace of its other half.
+        floor: `cross` of unrelated scores.
+        ceiling: `cross` of two skills that are one.
+        relative: where `cross` lies between floor (0) and ceiling (1); None where the ceiling is not above the floor.
 
     """
-    union, names = scores.whole, list(described["skill_names"])
-    pairs = [
-        {"a": names[a], "b": names[b], "shared_prompts": shared_prompts[a, b]}
-        | {centring: found[centring]["pairs"][number] for centring in CENTRINGS}
-        for number, (a, b) in enumerate(union.pairs())
-    ]
-    for pair in pairs:
-        for centring in CENTRINGS:
-            pair[centring]["verdict"] = verdict(pair[centring], question.rank)
-            pair[centring]["not_excluded"] = not_excluded(pair[centring], question.rank)
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "model": described["model"],
-        "fisher": described["fisher"],
-        "num_parameters": union.dimension,
-        "rank": question.rank,
-        "ranks": list(question.ranks.ranks),
-        "energies": list(question.energies),
-        "level": LEVEL,
-        "splits": question.splits,
-        "permutations": question.permutations,
-        "simulations": question.simulations,
-        "skills": {
-            name: _skill(union, number) | {c: found[c]["skills"][number] for c in CENTRINGS}
-            for number, name in enumerate(names)
-        },
-        "pairs": pairs,
-        "layers": {name.removeprefix("block "): part for name, part in found.items() if name.startswith("block ")},
-    }
+
+    overlap: Value
+    cross: Value
+    own_a: Value
+    own_b: Value
+    b_in_a: Value
+    a_in_b: Value
+    a_in_a: Value
+    b_in_b: Value
+    floor: Value
+    ceiling: Value
+    relative: Maybe
 
 
-def verdict(entry: Mapping[str, Any], rank: int) -> str:
-    """The only verdict that a pair's numbers at a rank do not exclude; "undetermined" where several are left."""
-    left = not_excluded(entry, rank)
-    return left[0] if len(left) == 1 else "undetermined"
+@dataclass(frozen=True)
+class Numbers(Compared[Value, Maybe], Generic[Value, Maybe, Count]):
+    """The same of the whole model, with 95 % intervals: at several ranks (`Curves`), or at one of them (`Point`).
+
+    Attributes:
+        *_low, *_high: ends of the block jackknife's intervals, over prompts.
+        *_splits_low, *_splits_high: between these lie 95 % of the splits.
+        b_in_a_all, a_in_b_all: shares of the trace by all samples.
+        rank_a, rank_b: directions that take part.
+        floor_high: the largest overlap of a simulation of unrelated scores.
+        random: overlap of random subspaces of these ranks.
+        random_in_a, random_in_b: share of any trace in a random subspace of the rank that a's, or b's, has.
+        relative_b_in_a, relative_a_in_b: shares of traces over those in the own held-out subspace, less chance.
+        p_value: how often samples whose labels are exchanged overlap as little; None without permutations.
+        exchanged, exchanged_low, exchanged_high: the overlap of such samples.
+
+    """
+
+    b_in_a_all: Value
+    a_in_b_all: Value
+    rank_a: Count
+    rank_b: Count
+    floor_high: Value
+    random: Value
+    random_in_a: Value
+    random_in_b: Value
+    cross_low: Value
+    cross_high: Value
+    own_a_low: Value
+    own_a_high: Value
+    own_b_low: Value
+    own_b_high: Value
+    b_in_a_low: Value
+    b_in_a_high: Value
+    a_in_b_low: Value
+    a_in_b_high: Value
+    a_in_a_low: Value
+    a_in_a_high: Value
+    b_in_b_low: Value
+    b_in_b_high: Value
+    ceiling_low: Value
+    ceiling_high: Value
+    relative_low: Maybe
+    relative_high: Maybe
+    relative_b_in_a: Maybe
+    relative_b_in_a_low: Maybe
+    relative_b_in_a_high: Maybe
+    relative_a_in_b: Maybe
+    relative_a_in_b_low: Maybe
+    relative_a_in_b_high: Maybe
+    cross_splits_low: Value
+    cross_splits_high: Value
+    own_a_splits_low: Value
+    own_a_splits_high: Value
+    own_b_splits_low: Value
+    own_b_splits_high: Value
+    p_value: Value | None = None
+    exchanged: Value | None = None
+    exchanged_low: Value | None = None
+    exchanged_high: Value | None = None
 
 
-def not_excluded(entry: Mapping[str, Any], rank: int) -> list[str]:
+BlockNumbers = Compared[float, float | None]
+"""At the rank of the verdict, over the parameters of one block; the floor is that of random subspaces."""
+Curves = Numbers[list[float], list[float | None], list[int]]
+Point = Numbers[float, float | None, int]
+
+
+def is_weak(point: Point) -> bool:
+    """Whether half of a skill does not clearly find its own other half again."""
+    return point.ceiling < LEAST_CEILING or min(point.own_a_low, point.own_b_low) <= point.floor_high
+
+
+def not_excluded(point: Point) -> list[Verdict]:
     """The verdicts that the interval of the relative overlap reaches; all of them where it says nothing."""
-    found = at(entry, rank)
-    low, high = found["relative_low"], found["relative_high"]
-    if weak(found) or found["relative"] is None or low is None or high is None:
-        return list(VERDICTS)
-    reached = (low < DISTINCT, low <= SHARED and high >= DISTINCT, high > SHARED)
-    return [name for name, here in zip(VERDICTS, reached, strict=True) if here]
-
-
-def weak(found: Mapping[str, Any]) -> bool:
-    """Whether, by a pair's numbers at one rank, half of a skill does not clearly find its own other half again."""
-    return bool(found["ceiling"] < LEAST_CEILING or min(found["own_a_low"], found["own_b_low"]) <= found["floor_high"])
-
-
-def at(entry: Mapping[str, Any], rank: int) -> dict[str, Any]:
-    """A pair's numbers at one rank."""
-    return {name: values[rank - 1] for name, values in entry["at_rank"].items()}
-
-
-def _skill(union: Union, skill: int) -> dict[str, Any]:
-    held, weights = union.skills == skill, union.weights(skill)
-    return {
-        "num_samples": int(np.count_nonzero(held)),
-        "num_prompts": len(np.unique(union.groups[held])),
-        "root_mean_square_norm": float(np.sqrt(union.gram.diagonal()[held].mean())),
-        "mean_score_share": float(mean_score_shares(union.gram, weights[None])[0]),
+    low, high = point.relative_low, point.relative_high
+    if is_weak(point) or point.relative is None or low is None or high is None:
+        return ["distinct", "partly shared", "shared"]
+    reached: dict[Verdict, bool] = {
+        "distinct": low < DISTINCT,
+        "partly shared": low <= SHARED and high >= DISTINCT,
+        "shared": high > SHARED,
     }
+    return [verdict for verdict, here in reached.items() if here]
 
 
-def _floor(scores: Scores, question: Question) -> dict[str, Any]:
-    """By centring, and in the order of the pairs, the overlaps of simulated unrelated scores: (R, Q) each."""
-    norms = [gram.diagonal() for gram in scores.grams.values()]
-    dimensions = list(scores.dimensions.values())
-    drawn = isotropic_overlaps(scores.whole, norms, dimensions, question.ranks, question.simulations, question.seed)
-    return {name: [table.tolist() for table in drawn[centred].values()] for name, centred in CENTRINGS.items()}
+@dataclass(frozen=True)
+class PairNumbers:
+    """Two skills, with or without their mean scores.
+
+    Attributes:
+        cosines: of the principal angles of their top directions, all samples.
+        mean_score_cosine: of the angle of their mean scores; None where one is zero.
+        at_rank: at 1, 2, ... directions.
+        at_energy: at the ranks that hold a share of each skill's trace.
+
+    """
+
+    cosines: list[float]
+    mean_score_cosine: float | None
+    at_rank: Curves
+    at_energy: Curves
+
+    def at(self, rank: int) -> Point:
+        """The numbers at one rank."""
+        return _point(self.at_rank, rank - 1)
+
+    def at_share(self, number: int) -> Point:
+        """The numbers at one of the shares of the trace."""
+        return _point(self.at_energy, number)
 
 
-def _whole_model(
-    scores: Scores, question: Question, centred: bool, centring: str, found: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Skills and pairs over all parameters, with or without their mean scores."""
-    union, asked, seed = scores.whole, question.ranks, question.seed
-    halves = split_halves(union, question.splits, seed, centred)
-    deleted = deleted_overlaps(union, halves, asked, question.jackknife, seed, centred)
-    sets = [subspace(union.gram, union.weights(skill), centred) for skill in range(union.num_skills)]
-    pairs = []
-    for number, (a, b) in enumerate(union.pairs()):
-        entry = _at_all_samples(union, sets[a], sets[b], question)
-        permuted = permuted_overlaps(union, a, b, asked, question.permutations, seed, centred)
-        split = split_overlaps(union.gram, halves[a], halves[b], asked)
-        floor = np.array(found["floor"][centring][number])
-        random = _random(halves[a], halves[b], asked, union.dimension)
-        curves = entry.pop("curves") | _exchanged(permuted) | _curves(split, deleted[a, b], floor, random)
-        entry |= _by_question(curves, len(asked.ranks))
-        pairs.append(entry)
-    return {"skills": [_spectrum(part, asked) for part in sets], "pairs": pairs}
+def _point(curves: Curves, number: int) -> Point:
+    lists = ((field.name, getattr(curves, field.name)) for field in fields(curves))
+    values: dict[str, Any] = {name: None if part is None else part[number] for name, part in lists}
+    return Point(**values)
 
 
-def _spectrum(part: Subspace, asked: Questions) -> dict[str, Any]:
-    values, ranks = part.eigenvalues, part.ranks(asked)
-    shares = np.concatenate([[0.0], np.cumsum(values)]) / (part.trace or 1.0)
-    return {
-        "trace": part.trace,
-        "effective_rank": effective_rank(values),
-        "top_share": shares[ranks][: len(asked.ranks)].tolist(),
-        "rank_by_energy": ranks[len(asked.ranks) :].tolist(),
-    }
+@dataclass(frozen=True)
+class PairOverlap(PairNumbers):
+    """The same with what it says at the rank that was asked for.
+
+    Attributes:
+        verdict: the only one that the numbers do not exclude, if there is one.
+        not_excluded: those that they do not.
+
+    """
+
+    verdict: Literal["distinct", "partly shared", "shared", "undetermined"]
+    not_excluded: list[Verdict]
 
 
-def _at_all_samples(union: Union, a: Subspace, b: Subspace, question: Question) -> dict[str, Any]:
-    """What all samples show: angles, overlap, shares of the trace; and how the mean scores lie."""
-    compared = compare(union.gram, a, b, question.ranks)
-    w_a, w_b = (np.bincount(p.indices, p.weights, len(union.gram)) for p in (a, b))
-    norms = np.sqrt(max(w_a @ union.gram @ w_a, 0.0) * max(w_b @ union.gram @ w_b, 0.0))
-    return {
-        "cosines": set_cosines(union.gram, a, b, question.rank).tolist(),
-        "mean_score_cosine": float(np.clip(w_a @ union.gram @ w_b / norms, -1, 1)) if norms > 0 else None,
-        "curves": {
-            "overlap": compared.overlap,
-            "b_in_a_all": compared.b_in_a,
-            "a_in_b_all": compared.a_in_b,
-            "rank_a": a.ranks(question.ranks),
-            "rank_b": b.ranks(question.ranks),
-        },
-    }
+@dataclass(frozen=True)
+class Pair:
+    """Two skills by name, the prompts that both have, and their overlap with their mean scores and without."""
+
+    a: str
+    b: str
+    shared_prompts: int
+    uncentred: PairOverlap
+    centred: PairOverlap
+
+    @property
+    def by_mean(self) -> dict[str, PairOverlap]:
+        """By what was done with the mean scores."""
+        return {"kept": self.uncentred, "removed": self.centred}
 
 
-def _exchanged(permuted: Permuted) -> dict[str, np.ndarray]:
-    """The permutation test: its p-values, and what exchanged labels give."""
-    if len(permuted.drawn) == 0:
-        return {}
-    ends = np.array([percentile_interval(column, LEVEL) for column in permuted.drawn.T])
-    return {
-        "p_value": permuted.p_values,
-        "exchanged": permuted.drawn.mean(axis=0),
-        "exchanged_low": ends[:, 0],
-        "exchanged_high": ends[:, 1],
-    }
+@dataclass(frozen=True)
+class SkillNumbers:
+    """One skill's Fisher information, with or without its mean score.
+
+    Attributes:
+        trace: of it.
+        effective_rank: participation ratio of its eigenvalues.
+        top_share: share of the trace in the top 1, 2, ... directions.
+        rank_by_energy: directions that hold each share of the trace.
+
+    """
+
+    trace: float
+    effective_rank: float
+    top_share: list[float]
+    rank_by_energy: list[int]
 
 
-def _random(a: Halves, b: Halves, asked: Questions, dimension: int) -> dict[str, np.ndarray]:
-    """What random subspaces of the halves' ranks have in common, and the share of any trace that each of them holds."""
-    pairs = list(zip(a, b, strict=True))
-    return {
-        "random": np.mean([chance_overlap(x, y, asked, dimension) for (x, _), (y, _) in pairs], axis=0),
-        "random_in_a": np.mean([x.ranks(asked) / dimension for (x, _), _ in pairs], axis=0),
-        "random_in_b": np.mean([y.ranks(asked) / dimension for _, (y, _) in pairs], axis=0),
-    }
+@dataclass(frozen=True)
+class Skill:
+    """One skill's samples and their scores."""
+
+    num_samples: int
+    num_prompts: int
+    root_mean_square_norm: float
+    mean_score_share: float
+    uncentred: SkillNumbers
+    centred: SkillNumbers
 
 
-def _curves(
-    split: SplitOverlaps,
-    deleted: Deleted,
-    floors: Float[np.ndarray, "R Q"],
-    random: dict[str, np.ndarray],
-) -> dict[str, np.ndarray]:
-    """Means over the splits with their intervals, floor, ceiling, and the relative overlap: (Q,) each."""
-    floor, means = floors.mean(axis=0), split.means()
-    functions: dict[str, Callable[[SplitMeans], np.ndarray]] = {name: attrgetter(name) for name in _MEASURES}
-    functions |= {
-        "ceiling": lambda m: m.ceiling(floor),
-        "relative": lambda m: m.relative_overlap(floor),
-        "relative_b_in_a": lambda m: m.relative_energy(random["random_in_a"], random["random_in_b"])[0],
-        "relative_a_in_b": lambda m: m.relative_energy(random["random_in_a"], random["random_in_b"])[1],
-    }
-    curves = {"floor": floor, "floor_high": floors.max(axis=0), **random}
-    for name, function in functions.items():
-        value, (low, high) = function(means), deleted.interval(function, LEVEL)
-        curves |= {name: value, f"{name}_low": value + low, f"{name}_high": value + high}
-    for name in ("cross", "own_a", "own_b"):
-        ends = np.array([percentile_interval(column, LEVEL) for column in getattr(split, name).T])
-        curves |= {f"{name}_splits_low": ends[:, 0], f"{name}_splits_high": ends[:, 1]}
-    return curves
+@dataclass(frozen=True)
+class Layer:
+    """One block of the model: by pair, the overlaps over its parameters."""
+
+    num_parameters: int
+    uncentred: list[BlockNumbers]
+    centred: list[BlockNumbers]
+
+    @property
+    def by_mean(self) -> dict[str, list[BlockNumbers]]:
+        """By what was done with the mean scores."""
+        return {"kept": self.uncentred, "removed": self.centred}
 
 
-def _by_question(curves: Mapping[str, np.ndarray], ranks: int) -> dict[str, dict[str, list[Any]]]:
-    """The curves cut into those at ranks and those at shares of energy, as JSON (NaN is None)."""
-    listed = {name: [None if np.isnan(x) else x for x in values.tolist()] for name, values in curves.items()}
-    return {
-        "at_rank": {name: values[:ranks] for name, values in listed.items()},
-        "at_energy": {name: values[ranks:] for name, values in listed.items()},
-    }
+@dataclass(frozen=True)
+class FisherOverlapResult(Result):
+    """The overlaps of the sharp directions of some skills of one model.
 
+    Attributes:
+        rank: d, of the verdicts.
+        ranks: of the curves.
+        energies: shares of a skill's trace, for ranks of its own.
+        level: of the intervals.
+        splits, permutations, simulations: how often each was drawn.
+        layers: by block of the model.
 
-def _block(scores: Scores, names: list[str], question: Question, _: Mapping[str, Any]) -> dict[str, Any]:
-    """One block's parameters at the rank of the verdict, in the order of the pairs; the floor is that of chance."""
-    union, asked = scores.union(names), Questions((question.rank,))
-    out: dict[str, Any] = {"num_parameters": union.dimension}
-    for centring, centred in CENTRINGS.items():
-        halves = split_halves(union, min(question.splits, _BLOCK_SPLITS), question.seed, centred)
-        sets = [subspace(union.gram, union.weights(skill), centred) for skill in range(union.num_skills)]
-        entries = []
-        for a, b in union.pairs():
-            means = split_overlaps(union.gram, halves[a], halves[b], asked).means()
-            floor = chance_overlap(halves[a][0][0], halves[b][0][0], asked, union.dimension)
-            curves = {name: getattr(means, name) for name in _MEASURES}
-            curves |= {"floor": floor, "ceiling": means.ceiling(floor), "relative": means.relative_overlap(floor)}
-            curves["overlap"] = compare(union.gram, sets[a], sets[b], asked).overlap
-            entries.append({name: values[0] for name, values in _by_question(curves, 1)["at_rank"].items()})
-        out[centring] = entries
-    return out
+    """
+
+    FILE: ClassVar[str] = "fisher_overlap.json"
+
+    model: str
+    fisher: FisherKind
+    num_parameters: int
+    rank: int
+    ranks: list[int]
+    energies: list[float]
+    level: float
+    splits: int
+    permutations: int
+    simulations: int
+    skills: dict[str, Skill]
+    pairs: list[Pair]
+    layers: dict[str, Layer]
+
+    def records(self) -> list[dict[str, object]]:
+        """Two rows a pair, with the mean scores and without them, numbers in full."""
+        rows: list[dict[str, object]] = []
+        for pair in self.pairs:
+            for mean, overlap in pair.by_mean.items():
+                point = overlap.at(self.rank)
+                rows.append(
+                    {
+                        "a": pair.a,
+                        "b": pair.b,
+                        "mean_scores": mean,
+                        "overlap": point.overlap,
+                        "across_halves": point.cross,
+                        "within_a": point.own_a,
+                        "within_b": point.own_b,
+                        "floor": point.floor,
+                        "relative": point.relative,
+                        "relative_low": point.relative_low,
+                        "relative_high": point.relative_high,
+                        "p_value": point.p_value,
+                        "verdict": overlap.verdict,
+                    }
+                )
+        return rows

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,23 +21,29 @@ from bridge.deltas.bases import (
     thin_svd,
     update_of,
 )
+from bridge.deltas.weight_delta import WeightDelta
 from bridge.experiments.subspaces import report
 from bridge.experiments.subspaces.matrices import Opened, open_folder, open_matrices, write_results
+from bridge.experiments.subspaces.result import (
+    AlignmentMatrices,
+    BasisEnergies,
+    EnergyResult,
+    GroupEnergies,
+    TaskEnergies,
+)
+from bridge.experiments.subspaces.settings import EnergySettings
 from bridge.experiments.subspaces.updates import DTYPES, Updates, cosine_of, described, require_common
 from bridge.models.blocks import group_by_block
 from commands.progress import Progress
 from commands.runs import Arrays, arrays_of, result_of
-from commands.store import SCHEMA_VERSION, Part, RunFolder
+from commands.store import Part, RunFolder
 from theory.subspaces import energy_shares, isotropic_share, spread, weighted_share
-
-if TYPE_CHECKING:
-    from bridge.experiments.subspaces.settings import EnergySettings
 
 COMMAND = "bridge.subspaces energy"
 
 
-def run(settings: EnergySettings, out: Path | None = None, quiet: bool = False) -> Path:
-    """Measure, write the run folder, print the closing table; returns the folder.
+def run(settings: EnergySettings, out: Path | None = None, quiet: bool = False) -> EnergyResult:
+    """Measure, write the run folder, print the closing table.
 
     Raises:
         UserError: for anything in the options or the updates that cannot be used.
@@ -49,15 +54,14 @@ def run(settings: EnergySettings, out: Path | None = None, quiet: bool = False) 
     opened = open_matrices(settings, progress)
     for task in opened.updates.others.values():
         require_common(opened.updates.alignment, task, opened.matrices)
-    folder = open_folder(COMMAND, settings, opened, out)
-    found = result_of(folder, "energy.json", partial(_measure, settings, opened, folder, progress), progress)
+    folder = open_folder(COMMAND, settings, opened.updates, opened.device, out)
+    found = result_of(folder, EnergyResult.read, partial(_measure, settings, opened, folder, progress), progress)
     if not quiet:
-        report.print_energy(found)
-        print(f"\n{folder.path / 'report.html'}")
-    return folder.path
+        report.print_result(found, folder)
+    return found
 
 
-def _measure(settings: EnergySettings, opened: Opened, folder: RunFolder, progress: Progress) -> None:
+def _measure(settings: EnergySettings, opened: Opened, folder: RunFolder, progress: Progress) -> EnergyResult:
     """All tensors, one after the other, then the finished folder."""
     updates, two = opened.updates, set(opened.matrices)
 
@@ -67,8 +71,9 @@ def _measure(settings: EnergySettings, opened: Opened, folder: RunFolder, progre
     arrays = arrays_of(updates.names(), energies, Part(folder, "tensor"), "tensors", progress)
     result = assemble(settings, updates, opened.matrices, arrays)
     write_results(folder.path, "energy", result, arrays)
-    report.write_energy(result, asdict(settings), folder.path)
+    report.write(result, settings, folder.path)
     folder.finish(stage_seconds={k: round(v, 2) for k, v in progress.seconds.items()})
+    return result
 
 
 # ------------------------------------------------------------------------------------------- one parameter
@@ -102,10 +107,10 @@ def tensor_energies(settings: EnergySettings, updates: Updates, name: str, is_ma
     if not is_matrix or update is None:
         return found
     del update  # a matrix of embeddings is large: only what is in use is held
-    this = _Matrix(settings, updates, name, alignment.shape(name), squares, device)
-    found |= _own(this)
+    matrix = _Matrix(settings, updates, name, alignment.shape(name), squares, device)
+    found |= matrix.own()
     if "random" in settings.bases:
-        found |= _random(this)
+        found |= matrix.random()
     return found
 
 
@@ -142,38 +147,38 @@ class _Matrix:
         nothing = np.full(len(self.settings.fractions), np.nan)
         return np.array([energy_shares(row, square, self.wanted()) if square else nothing for row, square in pairs])
 
+    def own(self) -> Arrays:
+        """Top-K and Random-K: one decomposition, one pass over every task; a draw only orders its energies."""
+        bases, dtype = set(self.settings.bases), DTYPES[self.settings.dtype]
+        alignment = self.updates.alignment
+        update = update_of(alignment, self.name, self.settings.side) if alignment else None
+        if update is None:
+            raise ValueError(f"{self.name} has no directions")
+        directions, values = thin_svd(update, dtype, self.device)
+        rank = numerical_rank(values, dtype)
+        found: Arrays = {"rank": np.array(rank)}
+        del update
+        rows = self.energies(directions[:, :rank]) if {"top-k", "random-k"} & bases else []
+        if "top-k" in bases:
+            found["shares/top-k"] = self.shares(rows)[:, None]
+        if "random-k" in bases:
+            orders = [random_order(choice, rank, self.name).numpy() for choice in self.choices("random-k")]
+            drawn = [self.shares([row[order] if len(row) else row for row in rows]) for order in orders]
+            found["shares/random-k"] = np.stack(drawn, axis=1)
+        for kind in {"top-k", "random-k"} & bases:
+            found[f"directions/{kind}"] = np.minimum(self.wanted(), rank)
+        return found
 
-def _own(this: _Matrix) -> Arrays:
-    """Top-K and Random-K: one decomposition, one pass over every task; a draw only orders its energies."""
-    settings, dtype = this.settings, DTYPES[this.settings.dtype]
-    update = update_of(this.updates.alignment, this.name, settings.side) if this.updates.alignment else None
-    if update is None:
-        raise ValueError(f"{this.name} has no directions")
-    vectors, values = thin_svd(update, dtype, this.device)
-    rank = numerical_rank(values, dtype)
-    found: Arrays = {"rank": np.array(rank)}
-    del update
-    rows = this.energies(vectors[:, :rank]) if {"top-k", "random-k"} & set(settings.bases) else []
-    if "top-k" in settings.bases:
-        found["shares/top-k"] = this.shares(rows)[:, None]
-    if "random-k" in settings.bases:
-        orders = [random_order(choice, rank, this.name).numpy() for choice in this.choices("random-k")]
-        drawn = [this.shares([row[order] if len(row) else row for row in rows]) for order in orders]
-        found["shares/random-k"] = np.stack(drawn, axis=1)
-    for kind in {"top-k", "random-k"} & set(settings.bases):
-        found[f"directions/{kind}"] = np.minimum(this.wanted(), rank)
-    return found
-
-
-def _random(this: _Matrix) -> Arrays:
-    """Random: one decomposition of Gaussian numbers a draw, one pass over every task."""
-    dimension = this.shape[0 if this.settings.side == "left" else 1]
-    like = torch.empty(dimension, 1, dtype=DTYPES[this.settings.dtype], device=this.device)
-    most = max(this.wanted())
-    drawn = []
-    for choice in this.choices("random"):
-        drawn.append(this.shares(this.energies(basis(choice, like, this.shape, this.name, most))))
-    return {"shares/random": np.stack(drawn, axis=1), "directions/random": np.array(this.wanted())}
+    def random(self) -> Arrays:
+        """Random: one decomposition of Gaussian numbers a draw, one pass over every task."""
+        dimension = self.shape[0 if self.settings.side == "left" else 1]
+        like = torch.empty(dimension, 1, dtype=DTYPES[self.settings.dtype], device=self.device)
+        wanted = self.wanted()
+        drawn = [
+            self.shares(self.energies(basis(choice, like, self.shape, self.name, max(wanted))))
+            for choice in self.choices("random")
+        ]
+        return {"shares/random": np.stack(drawn, axis=1), "directions/random": np.array(wanted)}
 
 
 # ------------------------------------------------------------------------------------------------ results
@@ -181,99 +186,93 @@ def _random(this: _Matrix) -> Arrays:
 
 def assemble(
     settings: EnergySettings, updates: Updates, matrices: Sequence[str], arrays: Mapping[str, Arrays]
-) -> dict[str, Any]:
+) -> EnergyResult:
     """The content of energy.json, from the arrays of `tensor_energies` by parameter."""
     alignment = updates.alignment
     if alignment is None:
         raise ValueError("energies need an alignment update")
     with_directions = [name for name in matrices if "rank" in arrays[name]]
-    tasks = {
-        label: _task(settings, delta, k, matrices, with_directions, arrays, alignment.shape)
-        for k, (label, delta) in enumerate(updates.others.items())
-    }
-    unmoved = [name for name in matrices if "rank" not in arrays[name]]
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "side": settings.side,
-        "fractions": list(settings.fractions),
-        "bases": list(settings.bases),
-        "repeats": settings.repeats,
-        "seed": settings.seed,
-        "dtype": settings.dtype,
-        "modules": settings.modules,
-        "alignment": {
-            **described(alignment),
-            "matrices": len(matrices),
-            "zero": unmoved,
-            "norm": float(np.linalg.norm([arrays[name]["norms"][0] for name in matrices])),
-            "ranks": {name: int(arrays[name]["rank"]) for name in with_directions},
+    return EnergyResult(
+        side=settings.side,
+        fractions=list(settings.fractions),
+        bases=list(settings.bases),
+        repeats=settings.repeats,
+        seed=settings.seed,
+        dtype=settings.dtype,
+        modules=settings.modules,
+        alignment=AlignmentMatrices(
+            **vars(described(alignment)),
+            matrices=len(matrices),
+            zero=[name for name in matrices if "rank" not in arrays[name]],
+            norm=float(np.linalg.norm([arrays[name]["norms"][0] for name in matrices])),
+            ranks={name: int(arrays[name]["rank"]) for name in with_directions},
+        ),
+        tasks={
+            label: _Task(settings, k, arrays, alignment.shape).result(delta, matrices, with_directions)
+            for k, (label, delta) in enumerate(updates.others.items())
         },
-        "tasks": tasks,
-    }
+    )
 
 
-def _task(
-    settings: EnergySettings,
-    delta: Any,
-    k: int,
-    matrices: Sequence[str],
-    with_directions: Sequence[str],
-    arrays: Mapping[str, Arrays],
-    shape: Any,
-) -> dict[str, Any]:
-    """One task's part of the result."""
-    used = [name for name in with_directions if arrays[name]["norms"][1 + k] > 0]
+@dataclass(frozen=True)
+class _Task:
+    """The k-th task in the arrays of all parameters."""
 
-    def group(names: Sequence[str]) -> dict[str, Any]:
-        return _group(settings, k, names, arrays, shape)
+    settings: EnergySettings
+    k: int
+    arrays: Mapping[str, Arrays]
+    shape: Callable[[str], tuple[int, ...]]
 
-    everything = list(arrays)
-    outside = [name for name in matrices if name not in with_directions]
-    norms = np.array([arrays[name]["norms"][1 + k] for name in matrices])
-    lost = np.array([arrays[name]["norms"][1 + k] for name in outside])
-    top = norms.max()
-    return {
-        **described(delta),
-        "norm": float(top * np.linalg.norm(norms / top)),
-        "matrices": len(used),
-        "zero": len(with_directions) - len(used),
-        "without_directions": len(outside),
-        "energy_without_directions": float(np.sum((lost / top) ** 2) / np.sum((norms / top) ** 2)),
-        "cosine": _cosine(k, matrices, arrays),
-        "cosine_all_parameters": _cosine(k, everything, arrays),
-        "whole": group(used),
-        "layers": {layer: group(names) for layer, names in group_by_block(used).items()},
-        "tensors": {name: group([name]) for name in used},
-    }
+    def result(self, delta: WeightDelta, matrices: Sequence[str], with_directions: Sequence[str]) -> TaskEnergies:
+        """One task's part of the result."""
+        used = [name for name in with_directions if self._norm(name) > 0]
+        outside = [name for name in matrices if name not in with_directions]
+        norms = np.array([self._norm(name) for name in matrices])
+        lost = np.array([self._norm(name) for name in outside])
+        top = norms.max()
+        return TaskEnergies(
+            **vars(described(delta)),
+            norm=float(top * np.linalg.norm(norms / top)),
+            matrices=len(used),
+            zero=len(with_directions) - len(used),
+            without_directions=len(outside),
+            energy_without_directions=float(np.sum((lost / top) ** 2) / np.sum((norms / top) ** 2)),
+            cosine=self._cosine(matrices),
+            cosine_all_parameters=self._cosine(list(self.arrays)),
+            whole=self._group(used),
+            layers={layer: self._group(names) for layer, names in group_by_block(used).items()},
+            tensors={name: self._group([name]) for name in used},
+        )
 
+    def _norm(self, name: str) -> float:
+        return float(self.arrays[name]["norms"][1 + self.k])
 
-def _cosine(k: int, names: Sequence[str], arrays: Mapping[str, Arrays]) -> float | None:
-    norms = np.array([arrays[name]["norms"] for name in names])
-    return cosine_of(np.array([arrays[name]["cosines"][k] for name in names]), norms[:, 0], norms[:, 1 + k])
+    def _cosine(self, names: Sequence[str]) -> float | None:
+        norms = np.array([self.arrays[name]["norms"] for name in names])
+        cosines = np.array([self.arrays[name]["cosines"][self.k] for name in names])
+        return cosine_of(cosines, norms[:, 0], norms[:, 1 + self.k])
 
+    def _group(self, names: Sequence[str]) -> GroupEnergies:
+        """Energy kept over some matrices, by basis: weighted by the task's own energy in each."""
+        norms = np.array([self._norm(name) for name in names])
+        bases: dict[str, BasisEnergies] = {kind: self._basis(kind, names, norms) for kind in self.settings.bases}
+        return GroupEnergies(float(np.linalg.norm(norms)), self._cosine(names), bases)
 
-def _group(
-    settings: EnergySettings, k: int, names: Sequence[str], arrays: Mapping[str, Arrays], shape: Any
-) -> dict[str, Any]:
-    """Energy kept of a task over some matrices, by basis: weighted by the task's own energy in each."""
-    norms = np.array([arrays[name]["norms"][1 + k] for name in names])
-    dimensions = [shape(name)[0 if settings.side == "left" else 1] for name in names]
-    bases = {}
-    for kind in settings.bases:
-        shares = np.stack([arrays[name][f"shares/{kind}"][k] for name in names], axis=-1)  # (R, F, tensors)
+    def _basis(self, kind: str, names: Sequence[str], norms: np.ndarray) -> BasisEnergies:
+        arrays, settings = self.arrays, self.settings
+        dimensions = [self.shape(name)[0 if settings.side == "left" else 1] for name in names]
+        shares = np.stack([arrays[name][f"shares/{kind}"][self.k] for name in names], axis=-1)  # (R, F, tensors)
         directions = [arrays[name][f"directions/{kind}"] for name in names]
         chance = np.array(
             [[isotropic_share(int(d), m) for d in ds] for ds, m in zip(directions, dimensions, strict=True)]
         )
-        asked = [[rank_of(f, *shape(name)) for f in settings.fractions] for name in names]
-        whole = weighted_share(shares, norms)  # (R, F)
-        spreads = [spread(column) for column in whole.T]
-        bases[kind] = {
-            "kept": [s.mean for s in spreads],
-            "sd": [s.sd for s in spreads],
-            "interval": [np.clip(s.interval, 0, 1).tolist() if s.interval else None for s in spreads],
-            "isotropic": weighted_share(chance.T, norms).tolist(),
-            "directions": np.sum(directions, axis=0).tolist(),
-            "short": np.sum(np.array(directions) < np.array(asked), axis=0).tolist(),
-        }
-    return {"norm": float(np.linalg.norm(norms)), "cosine": _cosine(k, names, arrays), "bases": bases}
+        wanted = [[rank_of(f, *self.shape(name)) for f in settings.fractions] for name in names]
+        spreads = [spread(column) for column in weighted_share(shares, norms).T]  # of (R, F)
+        return BasisEnergies(
+            kept=[s.mean for s in spreads],
+            sd=[s.sd for s in spreads],
+            interval=[np.clip(s.interval, 0, 1).tolist() if s.interval else None for s in spreads],
+            isotropic=weighted_share(chance.T, norms).tolist(),
+            directions=np.sum(directions, axis=0).tolist(),
+            short=np.sum(np.array(directions) < np.array(wanted), axis=0).tolist(),
+        )

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,22 +15,21 @@ from bridge.deltas.bases import seeded, thin_svd, update_of
 from bridge.deltas.weight_delta import WeightDelta
 from bridge.experiments.subspaces import report
 from bridge.experiments.subspaces.matrices import Opened, open_folder, open_matrices, write_results
+from bridge.experiments.subspaces.result import ComparedUpdate, GroupOverlap, MsoResult, PairOverlap, Permuted
+from bridge.experiments.subspaces.settings import ALIGNMENT, MsoSettings, Side
 from bridge.experiments.subspaces.updates import DTYPES, Updates, cosine_of, described, require_common
 from bridge.models.blocks import group_by_block
 from commands.progress import Progress
 from commands.runs import Arrays, arrays_of, result_of
-from commands.store import SCHEMA_VERSION, Part, RunFolder
+from commands.store import Part, RunFolder
 from theory.subspaces import ROUNDING, chance_overlap, overlaps_at, permutation_p_value, ranks_by_energy
-
-if TYPE_CHECKING:
-    from bridge.experiments.subspaces.settings import MsoSettings
 
 COMMAND = "bridge.subspaces mso"
 _ROUNDING = {"float64": ROUNDING, "float32": 1e-5}  # of an overlap, relative, by the dtype of the decompositions
 
 
-def run(settings: MsoSettings, out: Path | None = None, quiet: bool = False) -> Path:
-    """Measure, write the run folder, print the closing table; returns the folder.
+def run(settings: MsoSettings, out: Path | None = None, quiet: bool = False) -> MsoResult:
+    """Measure, write the run folder, print the closing table.
 
     Raises:
         UserError: for anything in the options or the updates that cannot be used.
@@ -42,21 +40,20 @@ def run(settings: MsoSettings, out: Path | None = None, quiet: bool = False) -> 
     opened = open_matrices(settings, progress)
     for first, second in combinations(compared(opened.updates).values(), 2):
         require_common(first, second, opened.matrices)
-    folder = open_folder(COMMAND, settings, opened, out)
-    found = result_of(folder, "mso.json", partial(_measure, settings, opened, folder, progress), progress)
+    folder = open_folder(COMMAND, settings, opened.updates, opened.device, out)
+    found = result_of(folder, MsoResult.read, partial(_measure, settings, opened, folder, progress), progress)
     if not quiet:
-        report.print_mso(found)
-        print(f"\n{folder.path / 'report.html'}")
-    return folder.path
+        report.print_result(found, folder)
+    return found
 
 
 def compared(updates: Updates) -> dict[str, WeightDelta]:
     """All updates by label, the alignment update first."""
-    first = {} if updates.alignment is None else {"alignment": updates.alignment}
+    first = {} if updates.alignment is None else {ALIGNMENT: updates.alignment}
     return {**first, **updates.others}
 
 
-def _measure(settings: MsoSettings, opened: Opened, folder: RunFolder, progress: Progress) -> None:
+def _measure(settings: MsoSettings, opened: Opened, folder: RunFolder, progress: Progress) -> MsoResult:
     """All matrices, one after the other, then the finished folder."""
     deltas = compared(opened.updates)
     plan = Plan(settings.side, settings.energies, settings.permutations, settings.seed, settings.dtype, opened.device)
@@ -65,12 +62,11 @@ def _measure(settings: MsoSettings, opened: Opened, folder: RunFolder, progress:
         return matrix_overlaps(deltas, name, plan)
 
     arrays = arrays_of(opened.matrices, overlaps, Part(folder, "matrix"), "matrices", progress)
-    about = {"modules": settings.modules} | asdict(plan) | {"energies": list(plan.energies)}
-    del about["device"]
-    result = {"schema_version": SCHEMA_VERSION, **about, **assemble(deltas, plan, arrays)}
+    result = assemble(deltas, plan, settings.modules, arrays)
     write_results(folder.path, "mso", result, arrays)
-    report.write_mso(result, asdict(settings), folder.path)
+    report.write(result, settings, folder.path)
     folder.finish(stage_seconds={k: round(v, 2) for k, v in progress.seconds.items()})
+    return result
 
 
 # ---------------------------------------------------------------------------------------------- one matrix
@@ -90,7 +86,7 @@ class Plan:
 
     """
 
-    side: Any
+    side: Side
     energies: tuple[float, ...]
     permutations: int
     seed: int
@@ -161,57 +157,61 @@ def _permuted(
 # ------------------------------------------------------------------------------------------------ results
 
 
-def assemble(deltas: Mapping[str, WeightDelta], plan: Plan, arrays: Mapping[str, Arrays]) -> dict[str, Any]:
-    """The part of mso.json that the arrays of `matrix_overlaps` decide, by parameter."""
+def assemble(deltas: Mapping[str, WeightDelta], plan: Plan, modules: str, arrays: Mapping[str, Arrays]) -> MsoResult:
+    """The content of mso.json, from the arrays of `matrix_overlaps` by parameter."""
     labels = list(deltas)
     pairs = {}
     for p, (i, j) in enumerate(combinations(range(len(labels)), 2)):
         both = [name for name in arrays if f"overlap/{p}" in arrays[name]]
-        pairs[f"{labels[i]} × {labels[j]}"] = _pair(deltas, plan, arrays, both, (p, i, j))
-    return {
-        "updates": {
-            label: {**described(delta), "zero": sum(bool(found["norms"][k] == 0) for found in arrays.values())}
+        group = partial(_group, deltas[labels[i]], plan, arrays, (p, i, j))
+        pairs[f"{labels[i]} × {labels[j]}"] = PairOverlap(
+            updates=[labels[i], labels[j]],
+            matrices=len(both),
+            skipped=len(arrays) - len(both),
+            whole=group(both),
+            layers={layer: group(names) for layer, names in group_by_block(both).items()},
+            tensors={name: group([name]) for name in both},
+        )
+    return MsoResult(
+        modules=modules,
+        side=plan.side,
+        energies=list(plan.energies),
+        permutations=plan.permutations,
+        seed=plan.seed,
+        dtype=plan.dtype,
+        updates={
+            label: ComparedUpdate(
+                **vars(described(delta)), zero=sum(bool(of["norms"][k] == 0) for of in arrays.values())
+            )
             for k, (label, delta) in enumerate(deltas.items())
         },
-        "pairs": pairs,
-    }
+        pairs=pairs,
+    )
 
 
-def _pair(
-    deltas: Mapping[str, WeightDelta],
+def _group(
+    delta: WeightDelta,
     plan: Plan,
     arrays: Mapping[str, Arrays],
-    both: Sequence[str],
     which: tuple[int, int, int],
-) -> dict[str, Any]:
+    names: Sequence[str],
+) -> GroupOverlap:
+    """The pair p of the updates i and j over some matrices."""
     p, i, j = which
-    labels = list(deltas)
-    delta = deltas[labels[i]]
-
-    def group(names: Sequence[str]) -> dict[str, Any]:
-        overlap = np.mean([arrays[name][f"overlap/{p}"] for name in names], axis=0)
-        permuted = np.mean([arrays[name][f"permuted/{p}"] for name in names], axis=0)  # (permutations, F)
-        chance = np.mean([_chance(arrays[n]["ranks"], i, j, delta.shape(n), plan) for n in names], axis=0)
-        return {
-            "overlap": overlap.tolist(),
-            "chance": chance.tolist(),
-            "cosine": cosine_of(
-                np.array([arrays[name]["cosines"][p] for name in names]),
-                np.array([arrays[name]["norms"][i] for name in names]),
-                np.array([arrays[name]["norms"][j] for name in names]),
-            ),
-            "ranks": [np.mean([arrays[name]["ranks"][k] for name in names], axis=0).tolist() for k in (i, j)],
-            "permuted": _spread(overlap, permuted, _ROUNDING[plan.dtype]),
-        }
-
-    return {
-        "updates": [labels[i], labels[j]],
-        "matrices": len(both),
-        "skipped": len(arrays) - len(both),
-        "whole": group(both),
-        "layers": {layer: group(names) for layer, names in group_by_block(both).items()},
-        "tensors": {name: group([name]) for name in both},
-    }
+    overlap = np.mean([arrays[name][f"overlap/{p}"] for name in names], axis=0)
+    permuted = np.mean([arrays[name][f"permuted/{p}"] for name in names], axis=0)  # (permutations, F)
+    chance = np.mean([_chance(arrays[n]["ranks"], i, j, delta.shape(n), plan) for n in names], axis=0)
+    return GroupOverlap(
+        overlap=overlap.tolist(),
+        chance=chance.tolist(),
+        cosine=cosine_of(
+            np.array([arrays[name]["cosines"][p] for name in names]),
+            np.array([arrays[name]["norms"][i] for name in names]),
+            np.array([arrays[name]["norms"][j] for name in names]),
+        ),
+        ranks=[np.mean([arrays[name]["ranks"][k] for name in names], axis=0).tolist() for k in (i, j)],
+        permuted=_spread(overlap, permuted, _ROUNDING[plan.dtype]),
+    )
 
 
 def _chance(ranks: np.ndarray, i: int, j: int, shape: tuple[int, ...], plan: Plan) -> list[float]:
@@ -219,15 +219,13 @@ def _chance(ranks: np.ndarray, i: int, j: int, shape: tuple[int, ...], plan: Pla
     return [chance_overlap(int(a), int(b), dimension) for a, b in zip(ranks[i], ranks[j], strict=True)]
 
 
-def _spread(overlap: np.ndarray, permuted: np.ndarray, rounding: float) -> dict[str, Any] | None:
+def _spread(overlap: np.ndarray, permuted: np.ndarray, rounding: float) -> Permuted | None:
     """Mean, central 95 % and one-sided p-value over permutations, at every energy fraction."""
     if not len(permuted):
         return None
-    ends = np.quantile(permuted, (0.025, 0.975), axis=0)
-    return {
-        "mean": permuted.mean(axis=0).tolist(),
-        "interval": ends.T.tolist(),
-        "p_value": [
-            permutation_p_value(value, column, rounding) for value, column in zip(overlap, permuted.T, strict=True)
-        ],
-    }
+    pairs = zip(overlap, permuted.T, strict=True)
+    return Permuted(
+        mean=permuted.mean(axis=0).tolist(),
+        interval=np.quantile(permuted, (0.025, 0.975), axis=0).T.tolist(),
+        p_value=[permutation_p_value(value, column, rounding) for value, column in pairs],
+    )

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from bridge.deltas.bases import BasisChoice, SingularVectors, write_singular_vectors
 from bridge.deltas.open import write_record
 from bridge.deltas.parameters import write_moved_model
 from bridge.deltas.projections import ProjectedDelta, write_projected
 from bridge.experiments.subspaces import report
-from bridge.experiments.subspaces.updates import DTYPES, Updates, described, device_of, identity_of, open_updates
+from bridge.experiments.subspaces.matrices import open_folder
+from bridge.experiments.subspaces.result import Counts, ProjectResult
+from bridge.experiments.subspaces.settings import ProjectSettings
+from bridge.experiments.subspaces.updates import DTYPES, Updates, described, device_of, open_updates
 from commands.errors import UserError
 from commands.progress import Progress
 from commands.runs import result_of
-from commands.store import SCHEMA_VERSION, RunFolder, short_hash, write_json
-
-if TYPE_CHECKING:
-    from bridge.experiments.subspaces.settings import ProjectSettings
+from commands.store import RunFolder
 
 COMMAND = "bridge.subspaces project"
 
 
-def run(settings: ProjectSettings, out: Path | None = None, quiet: bool = False) -> Path:
-    """Project, write the run folder, print what is in it; returns the folder.
+def run(settings: ProjectSettings, out: Path | None = None, quiet: bool = False) -> ProjectResult:
+    """Project, write the run folder, print what is in it.
 
     Raises:
         UserError: for anything in the options or the updates that cannot be used.
@@ -38,13 +36,12 @@ def run(settings: ProjectSettings, out: Path | None = None, quiet: bool = False)
     updates = open_updates(settings, progress)
     updates.matrices(settings.modules)
     _base_of(updates)
-    identity = identity_of(settings, updates, device)
-    folder = RunFolder(out or Path("runs") / f"subspaces-project/{short_hash(identity)}", COMMAND, identity)
-    found = result_of(folder, "project.json", partial(_project, settings, updates, device, folder, progress), progress)
+    folder = open_folder(COMMAND, settings, updates, device, out)
+    projecting = partial(_project, settings, updates, device, folder, progress)
+    found = result_of(folder, ProjectResult.read, projecting, progress)
     if not quiet:
-        report.print_project(found)
-        print(f"\n{folder.path}")
-    return folder.path
+        report.print_result(found, folder)
+    return found
 
 
 def _base_of(updates: Updates) -> tuple[str, str]:
@@ -59,7 +56,9 @@ def _base_of(updates: Updates) -> tuple[str, str]:
     return "the model that the task update starts from", task.base_sha256
 
 
-def _project(settings: ProjectSettings, updates: Updates, device: str, folder: RunFolder, progress: Progress) -> None:
+def _project(
+    settings: ProjectSettings, updates: Updates, device: str, folder: RunFolder, progress: Progress
+) -> ProjectResult:
     """All stages from the updates to the finished folder."""
     (task,) = updates.others.values()
     if updates.alignment is None:
@@ -85,7 +84,7 @@ def _project(settings: ProjectSettings, updates: Updates, device: str, folder: R
     if not projected.names:
         raise UserError(f"{projected.label}: expected a change, but nothing is left of it")
     base_name, base_sha256 = _base_of(updates)
-    about: dict[str, Any] = {
+    about: dict[str, object] = {
         "basis": settings.basis,
         "fraction": settings.fraction,
         "scheme": settings.scheme,
@@ -102,17 +101,17 @@ def _project(settings: ProjectSettings, updates: Updates, device: str, folder: R
             write_moved_model(updates.aligned.folder, written, 1.0, folder.path / "model")
     write_record(folder.path, written, Path(written.label).name, base_name, base_sha256)
     before, after = task.norm(), written.norm()
-    result = {
-        "schema_version": SCHEMA_VERSION,
-        **about,
-        "task": described(task),
-        "alignment": described(updates.alignment),
-        "file": Path(written.label).name,
-        "norm_before": before,
-        "norm_after": after,
-        "energy_kept": (after / before) ** 2 if math.isfinite(before) and before else 0.0,
-        "counts": projected.counts,
-    }
-    write_json(folder.path / "project.json", result)
-    report.write_project(result, asdict(settings), folder.path)
+    result = ProjectResult(
+        **about,  # type: ignore[arg-type]  # by the same names
+        task=described(task),
+        alignment=described(updates.alignment),
+        file=Path(written.label).name,
+        norm_before=before,
+        norm_after=after,
+        energy_kept=(after / before) ** 2 if math.isfinite(before) and before else 0.0,
+        counts=Counts(**projected.counts),
+    )
+    result.write(folder.path)
+    report.write(result, settings, folder.path)
     folder.finish(stage_seconds={k: round(v, 2) for k, v in progress.seconds.items()})
+    return result

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from bridge.deltas.open import RECORD_FILE, open_delta
 from bridge.deltas.parameters import check_fits, parameter_files, skeleton
 from bridge.deltas.tensor_files import TensorFiles
 from bridge.deltas.weight_delta import Difference, WeightDelta, fingerprint
+from bridge.experiments.subspaces.result import Described
+from bridge.experiments.subspaces.settings import Settings
 from bridge.models.blocks import block_of
 from bridge.models.built import NOTE
 from bridge.models.files import read_json
@@ -25,9 +27,6 @@ from bridge.models.loading import choose_device
 from commands.errors import UserError
 from commands.progress import Progress
 from theory.subspaces import joint_cosine
-
-if TYPE_CHECKING:
-    from bridge.experiments.subspaces.settings import Settings
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -217,10 +216,9 @@ def require_common(first: WeightDelta | None, second: WeightDelta, names: Sequen
         raise UserError(f"{second.label}: expected an update of matrices that {first.label} moves, too, got none")
 
 
-def identity_of(settings: Settings, updates: Updates, device: str) -> dict[str, Any]:
+def identity_of(settings: Settings, updates: Updates, device: str) -> dict[str, object]:
     """What decides a run's numbers: the options, and the content of every update; NaN anywhere is an error here."""
-    options = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(settings).items()}
-    return options | {
+    return settings.identity() | {
         "device": device,
         "threads": threads(device),
         "alignment_sha256": fingerprint(updates.alignment) if updates.alignment else None,
@@ -235,9 +233,9 @@ def device_of(settings: Settings) -> str:
     return choose_device(settings.device)
 
 
-def described(delta: WeightDelta) -> dict[str, Any]:
+def described(delta: WeightDelta) -> Described:
     """What of an update stands in a result."""
-    return {"source": delta.label, "kind": delta.kind, "base_sha256": delta.base_sha256}
+    return Described(delta.label, delta.kind, delta.base_sha256)
 
 
 def cosine_of(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,28 @@ from bridge.estimators import scores as measure
 from bridge.estimators import theta as estimators_theta
 from bridge.estimators.taps import select_modules
 from bridge.experiments.fisher_overlap import run as fisher_overlap_run
-from bridge.experiments.fisher_overlap.report import energy_rows, rank_rows, readings, rows
-from bridge.experiments.fisher_overlap.result import Question, Scores, assemble, jobs, not_excluded, verdict
+from bridge.experiments.fisher_overlap.assembly import Analysis, Scores, judged
+from bridge.experiments.fisher_overlap.report import (
+    closing_table,
+    energy_table,
+    pair_reading,
+    rank_table,
+    readings,
+    tables,
+)
+from bridge.experiments.fisher_overlap.result import (
+    Curves,
+    FisherOverlapResult,
+    Numbers,
+    Pair,
+    PairNumbers,
+    Point,
+    not_excluded,
+)
+from bridge.experiments.fisher_overlap.settings import Settings
+from bridge.experiments.session import Lent
 from commands.progress import Progress
-from commands.store import RunFolder
+from commands.store import RunFolder, Scratch
 from tests.bridge.conftest import random_samples
 from tests.bridge.support.kill_server import survived
 from tests.bridge.support.tiny_fisher_overlaps import COMPARED, options
@@ -31,8 +49,9 @@ from tests.oracles.tiny_transformer import TinyTransformer
 
 ROOT = Path(__file__).parents[3]
 COUNTS = (8, 9, 7)
-QUESTION = Question(
-    rank=2, most=2, energies=(0.5, 0.9), splits=3, jackknife=5, permutations=7, simulations=4, seed=1
+QUESTION = Settings(
+    model="tiny", fisher="empirical", num_skill=6, rank=2, energy=(0.5, 0.9), splits=3, jackknife=5, permutations=7,
+    simulations=4, seed=1,
 )  # fmt: skip
 EACH = [1, 2, 0.5, 0.9]
 
@@ -68,12 +87,20 @@ def measured(tiny: TinyTransformer, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="module")
-def result(measured: Scores) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, job in jobs(measured, QUESTION).items():
-        found[name] = json.loads(json.dumps(job(found), allow_nan=False))
-    described = {"model": "tiny", "fisher": "empirical", "skill_names": ["one", "two", "three"]}
-    return assemble(described, measured, QUESTION, found, dict.fromkeys(measured.whole.pairs(), 0))
+def analysed(measured: Scores) -> FisherOverlapResult:
+    folder, shared = Scratch(), dict.fromkeys(measured.whole.pairs(), 0)
+    try:
+        return fisher_overlap_run.analyse(
+            Analysis(measured, QUESTION), ["one", "two", "three"], shared, folder, Progress(quiet=True)
+        )
+    finally:
+        folder.close()
+
+
+@pytest.fixture(scope="module")
+def result(analysed: FisherOverlapResult) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(json.dumps(analysed.to_dict(), allow_nan=False))
+    return found
 
 
 def _parts(scores: np.ndarray) -> list[np.ndarray]:
@@ -157,7 +184,7 @@ def test_skills_are_described(result: dict[str, Any], explicit: dict[str, np.nda
         values = np.linalg.eigvalsh(part @ part.T)[::-1]
         np.testing.assert_allclose(skill["uncentred"]["top_share"], np.cumsum(values)[:2] / values.sum())
         shares = np.cumsum(values) / values.sum()
-        assert skill["uncentred"]["rank_by_energy"] == [int(np.argmax(shares >= e)) + 1 for e in QUESTION.energies]
+        assert skill["uncentred"]["rank_by_energy"] == [int(np.argmax(shares >= e)) + 1 for e in QUESTION.energy]
     means = [part.mean(axis=0) for part in _parts(wide)]
     cosine = means[0] @ means[2] / np.linalg.norm(means[0]) / np.linalg.norm(means[2])
     assert result["pairs"][1]["uncentred"]["mean_score_cosine"] == pytest.approx(cosine)
@@ -198,10 +225,10 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def test_the_folder_holds_what_it_should(finished: Path) -> None:
-    assert {path.name for path in finished.iterdir()} == {*COMPARED, "manifest.json"}
+    assert {path.name for path in finished.iterdir()} == {*COMPARED, "manifest.json", "settings.toml"}
     page = (finished / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 4
-    for line in readings(read(finished)):
+    for line in readings(FisherOverlapResult.read(finished)):
         assert line.split(":")[0] in page
     assert SCRIPT not in page
 
@@ -238,7 +265,8 @@ def test_skills_draw_their_responses_apart(place: Path, monkeypatch: pytest.Monk
     assert whole[0] != whole[1]
     found = read(tmp_path / "run")
     assert found["pairs"][0]["shared_prompts"] == 6
-    assert "share 6 prompts, which makes them look alike" in readings(found)[0]
+    said = readings(FisherOverlapResult.read(tmp_path / "run"))
+    assert "share 6 prompts, which makes them look alike" in said[0]
 
 
 def test_the_datas_responses(place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -246,8 +274,40 @@ def test_the_datas_responses(place: Path, monkeypatch: pytest.MonkeyPatch, tmp_p
     assert command(monkeypatch, *options(place, tmp_path / "run", *none)) == 0
     found = read(tmp_path / "run")
     assert "p_value" not in found["pairs"][0]["uncentred"]["at_rank"]
-    assert "exchanged at random the overlap" not in " ".join(readings(found))
-    assert {row[9] for row in rows(found)} == {"–"}
+    result = FisherOverlapResult.read(tmp_path / "run")
+    assert result.to_dict() == found
+    assert "exchanged at random the overlap" not in " ".join(readings(result))
+    assert {row[9] for row in closing_table(result).rows} == {"–"}
+
+
+def test_the_result_is_read_back_as_it_was_written(finished: Path) -> None:
+    result = FisherOverlapResult.read(finished)
+    assert result.to_dict() == read(finished)
+    assert list(result.to_frame()["mean_scores"]) == ["kept", "removed"]
+    assert "in its own held-out top d" in result._repr_html_()
+    assert result.plot("relative").startswith(b"\x89PNG")
+
+
+def test_the_settings_of_a_run_replay_it(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(fisher_overlap_run, "_measure", lambda *_, **__: pytest.fail("computed again"))
+    assert command(monkeypatch, "--settings", str(finished / "settings.toml"), "--out", str(finished)) == 0
+    assert "complete already" in capsys.readouterr().err
+
+
+def test_a_run_in_memory_gives_the_same_and_leaves_nothing(
+    place: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = Settings(
+        model=str(place / "model"), skill=tuple(str(place / f"{name}.jsonl") for name in ("skill", "finetune")),
+        num_skill=6, draws=2, rank=4, max_new_tokens=6, max_length=64, batch_size=3, splits=2, jackknife=5,
+        permutations=9, simulations=2, device="cpu",
+    )  # fmt: skip
+    found = fisher_overlap_run.run(settings, quiet=True, lent=Lent(in_memory=True))
+    assert found.to_dict() == read(finished)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_same_command_again_computes_nothing(
@@ -265,6 +325,7 @@ def test_the_same_command_again_computes_nothing(
         (("--num-skill", "3"), "--num-skill: expected a whole number from 4"),
         (("--jackknife", "4"), "--jackknife: expected a whole number from 5"),
         (("--energy", "0"), "--energy: expected a share of the Fisher trace"),
+        (("--energy", "half"), "--energy: expected a share of the Fisher trace, above 0 and at most 1, got 'half'"),
         (("--energy", "0.5", "--energy", "0.5"), "--energy: expected different shares"),
         (("--simulations", "0"), "--simulations: expected a whole number from 1"),
         (("--skill", "benign", "--skill", "benign"), "--skill: expected different sets"),
@@ -289,14 +350,16 @@ def test_one_skill_is_none_to_compare(monkeypatch: pytest.MonkeyPatch, capsys: p
 # --------------------------------------------------------------------------------------------- sentences
 
 
-def entry(relative: float | None, low: float | None, high: float | None, **changes: float) -> dict[str, Any]:
+def entry(relative: float | None, low: float | None, high: float | None, **changes: float) -> PairNumbers:
     """A pair's numbers at rank 1 with the relative overlap given."""
-    found = {
+    given = {
         "overlap": 0.3, "cross": 0.2, "own_a": 0.5, "own_b": 0.6, "own_a_low": 0.4, "own_b_low": 0.5, "ceiling": 0.55,
         "floor": 1e-5, "floor_high": 2e-5, "relative": relative, "relative_low": low, "relative_high": high,
         "p_value": 0.002, "exchanged": 0.4, **changes,
     }  # fmt: skip
-    return {"at_rank": {name: [value] for name, value in found.items()}}
+    ranks = {"rank_a": 1, "rank_b": 1}
+    curves = {f.name: [given.get(f.name, ranks.get(f.name, 0.0))] for f in fields(Numbers)}
+    return PairNumbers([], None, Curves(**curves), Curves(**{name: [] for name in curves}))
 
 
 @pytest.mark.parametrize(
@@ -315,18 +378,21 @@ def entry(relative: float | None, low: float | None, high: float | None, **chang
         (entry(None, None, None), ["distinct", "partly shared", "shared"]),
     ],
 )
-def test_verdicts(found: dict[str, Any], expected: list[str]) -> None:
-    assert not_excluded(found, 1) == expected
-    assert verdict(found, 1) == (expected[0] if len(expected) == 1 else "undetermined")
+def test_verdicts(found: PairNumbers, expected: list[str]) -> None:
+    assert not_excluded(found.at(1)) == judged(found, 1).not_excluded == expected
+    assert judged(found, 1).verdict == (expected[0] if len(expected) == 1 else "undetermined")
 
 
-def sentence(plain: dict[str, Any], centred: dict[str, Any], shared_prompts: int = 0) -> str:
-    pair = {"a": "refusals", "b": "maths=x/y.jsonl", "shared_prompts": shared_prompts}
-    pair |= {"uncentred": plain | {"verdict": verdict(plain, 1)}, "centred": centred | {"verdict": verdict(centred, 1)}}
-    skills = {"refusals": {"num_samples": 9}, "maths=x/y.jsonl": {"num_samples": 12}}
-    lines = readings({"rank": 1, "pairs": [pair], "skills": skills, "num_parameters": 1000})
-    assert lines[1].startswith("9 samples of a skill show at most 9 of the 1000 directions of θ, and half of them 4")
-    return lines[0]
+def sentence(plain: PairNumbers, centred: PairNumbers) -> str:
+    return pair_reading(Pair("refusals", "maths=x/y.jsonl", 0, judged(plain, 1), judged(centred, 1)), 1)
+
+
+def test_what_the_samples_can_show_is_said(analysed: FisherOverlapResult) -> None:
+    lines = readings(analysed)
+    assert len(lines) == 4
+    assert lines[-1].startswith(
+        f"7 samples of a skill show at most 7 of the {analysed.num_parameters} directions of θ, and half of them 3"
+    )
 
 
 def test_what_is_said() -> None:
@@ -351,11 +417,12 @@ def test_what_is_said() -> None:
 
 
 def test_tables_hold_a_row_for_every_question(finished: Path) -> None:
-    found = read(finished)
-    assert [len(make(found)) for make in (rows, energy_rows, rank_rows)] == [2, 4, 4]
-    at = {name: values[3] for name, values in found["pairs"][0]["uncentred"]["at_rank"].items()}
-    assert energy_rows(found)[0][3] == f"{at['b_in_a']:.2%}"
-    assert energy_rows(found)[1][4] == f"{at['a_in_a']:.2%}"
+    found = FisherOverlapResult.read(finished)
+    assert [len(table.rows) for table in tables(found)] == [2, 4, 4]
+    at: Point = found.pairs[0].uncentred.at(4)
+    assert energy_table(found).rows[0][3] == f"{at.b_in_a:.2%}"
+    assert energy_table(found).rows[1][4] == f"{at.a_in_a:.2%}"
+    assert rank_table(found).rows[0][3] == "{0.rank_a}, {0.rank_b}".format(found.pairs[0].uncentred.at_share(0))
 
 
 # ------------------------------------------------------------------------------------------------ killed
