@@ -14,7 +14,8 @@ from bridge.data.rows import RowSet
 from bridge.data.samples import Sample
 from bridge.estimators.probe import Probe, trained_subject
 from bridge.experiments.finetune.result import DefenceResult, MeanLoss, SkillLoss
-from bridge.experiments.session import EncodingOptions, Session, write_samples
+from bridge.experiments.finetune.settings import Settings
+from bridge.experiments.session import Session, write_samples
 from bridge.generation.drawing import Drawing, draw_samples
 from bridge.training.defences.defence import Defence
 from bridge.training.defences.plan import DefencePlan
@@ -25,18 +26,17 @@ from commands.store import Folder, Part
 class Defended:
     """A defence in one run: the skill's rows, their responses once drawn, and the defence once the model is there."""
 
-    def __init__(self, session: Session, plan: DefencePlan, rows: RowSet) -> None:
+    def __init__(self, session: Session, settings: Settings, plan: DefencePlan, rows: RowSet) -> None:
         """Choose and tokenise the skill's prompts: those of the probe, then those held out.
 
         Raises:
             UserError: the rows cannot be used, or leave no room for responses.
 
         """
-        assert isinstance(session.options, EncodingOptions)
-        self.session, self.plan, self.rows, self.max_length = session, plan, rows, session.options.max_length
+        self.session, self.settings, self.plan, self.rows = session, settings, plan, rows
         prompts = session.encode("skill", rows, plan.num_skill + plan.held_out)
         session.check_positions([], prompts, plan.max_new_tokens)
-        order = np.random.default_rng((session.options.seed, 1)).permutation(len(prompts))  # chosen, but sorted
+        order = np.random.default_rng((settings.seed, 1)).permutation(len(prompts))  # chosen, but sorted
         self.prompts = [prompts[i] for i in order]
         self._samples: list[Sample] = []
         self._defence: Defence | None = None
@@ -48,8 +48,8 @@ class Defended:
 
     def draw(self, folder: Folder) -> None:
         """Draw the base's responses, one a prompt, and write skill.jsonl; before the model has changed."""
-        session, options = self.session, self.session.options
-        how = Drawing(1, self.plan.max_new_tokens, self.max_length, self.plan.batch_size, options.seed)
+        session, settings = self.session, self.settings
+        how = Drawing(1, self.plan.max_new_tokens, settings.max_length, self.plan.batch_size, settings.seed)
         part = Part(folder, "skill")
         self._samples = draw_samples(session.loaded, session.chat, self.prompts, how, part, session.progress)
         if not session.lent.in_memory:

@@ -40,7 +40,8 @@ def run(settings: Settings, out: Path | None = None, quiet: bool = False, lent: 
     session = Session(COMMAND, settings, Progress(quiet), lent)
     data = session.rows("data", settings.data)
     mix = None if settings.mix is None else session.rows("mix", settings.mix)
-    skill = None if settings.defence is None else session.rows("skill", settings.defence.skill)
+    plan = settings.defence
+    skill = None if plan is None else session.rows("skill", plan.skill)
     from bridge.training.arguments import check_overrides  # trl takes seconds to import
 
     check_overrides(settings.plan.overrides)
@@ -48,7 +49,7 @@ def run(settings: Settings, out: Path | None = None, quiet: bool = False, lent: 
     for line in chosen.skipped:
         session.progress.say(f"left out: {line}")
     session.check_positions(chosen.samples)
-    defended = None if settings.defence is None or skill is None else Defended(session, settings.defence, skill)
+    defended = None if plan is None or skill is None else Defended(session, settings, plan, skill)
     folder = session.open_folder(
         out,
         tokens=token_hash(chosen.samples),
