@@ -10,6 +10,7 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch and NumPy are imported, which read it then
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
+os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "0"  # datasets would tell its makers of every file that is loaded
 
 
 def pytest_collection_finish() -> None:

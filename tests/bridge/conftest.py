@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -26,6 +28,23 @@ def random_samples(name: str, count: int, vocabulary: int, seed: int, longest: i
 def _one_thread() -> None:
     """Matrices of tiny models are slower on two threads than on one."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A test that asks for another machine's address fails, and not only once its patience has ended."""
+    asked: list[object] = []
+    look_up = socket.getaddrinfo
+
+    def only_here(host: Any, *more: Any, **options: Any) -> Any:
+        if host in (None, "localhost", "127.0.0.1", "::1", b"localhost", b"127.0.0.1"):
+            return look_up(host, *more, **options)
+        asked.append(host)
+        raise socket.gaierror(f"a test asked for {host}")
+
+    monkeypatch.setattr(socket, "getaddrinfo", only_here)
+    yield
+    assert not asked
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,7 @@ from torch import distributed
 from transformers import TrainerCallback
 
 import bridge.monitor.callback
-from bridge.estimators import probe
-from bridge.monitor import AlignmentMonitor
+from bridge.monitor import AlignmentMonitor, skill
 from bridge.monitor import schedule as monitor_schedule
 from bridge.monitor.processes import of_first_process
 from bridge.monitor.schedule import Clock, Schedule
@@ -143,7 +142,7 @@ def test_models_that_are_spread_or_stacked(monkeypatch: pytest.MonkeyPatch) -> N
     def stacked(*_: Any, **__: Any) -> None:
         raise UserError("--modules: expected projections that are linear modules")
 
-    monkeypatch.setattr(probe, "trained_subject", stacked)
+    monkeypatch.setattr(skill, "trained_subject", stacked)
     with pytest.raises(UserError, match=r"AlignmentMonitor: .* with subspaces_every=0 the utility loss alone"):
         WatchedSkill(monitored.model().requires_grad_(True), samples, fill_id=0, batch_size=2, rank=None)
     WatchedSkill(monitored.model().requires_grad_(True), samples, fill_id=0, batch_size=2, rank=None, subspaces=False)

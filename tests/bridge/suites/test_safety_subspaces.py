@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from bridge.data.rows import load_prompts
 from bridge.data.sets import NAMED_SETS
 from bridge.deltas import bases, projections
-from bridge.evaluation import judging
 from bridge.evaluation.records import Record, read_records
+from bridge.experiments.harmfulness import run as harmfulness_run
 from bridge.generation.decodings import DECODINGS
 from bridge.generation.generate import generate_texts
 from bridge.models import names as safety_subspaces_settings
@@ -274,7 +274,7 @@ def test_lora_and_a_judge_that_does_not_answer_is_asked_again(
             verdict = {"status": "failed", "reason": "away"} if failed else {"status": "scored", "score": 3}
             done(replace(record, judge=judge.name, **verdict))
 
-    monkeypatch.setattr(judging, "judge_records", judged)
+    monkeypatch.setattr(harmfulness_run, "judge_records", judged)
     settings = write_experiment(place, "judged.toml", "lora", SMALL, judge="openai/gpt-4o-mini")
     assert command(monkeypatch, settings, tmp_path / "out") == 1
     assert asked == [3] * 6

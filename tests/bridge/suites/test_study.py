@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from bridge.models.built import built_folder
 from bridge.suites import settings_file
 from bridge.suites.study import run as study_run
 from bridge.suites.study.predictors import BY_KEY, PREDICTORS, of_estimate
@@ -21,6 +22,7 @@ from bridge.suites.study.result import Measure, correlations, evaluate
 from bridge.suites.study.settings import read_settings
 from commands.errors import UserError
 from tests.bridge.support.kill_server import survived
+from tests.bridge.support.tiny_runs import save_chat_model
 from tests.bridge.support.tiny_studies import make_study_workplace, write_study
 from tests.in_process import run_module
 from tests.sketches import sketch
@@ -397,7 +399,11 @@ def test_missing_numbers_are_left_out_of_the_comparison() -> None:
 # ------------------------------------------------------------------------------------------------ settings
 
 
-def test_settings_that_come_with_the_package() -> None:
+def test_settings_that_come_with_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIGNMENT_COLLAPSE_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match="smollm2-135m-refusal has not been built"):
+        read_settings("offline")
+    save_chat_model(built_folder("smollm2-135m-refusal"), "llama")
     offline = read_settings("offline")
     assert len(offline.sets) == 4
     assert len(offline.left_out) == 5
