@@ -38,6 +38,7 @@ class Option:
         wanted: what an error says was expected; None to say it from the type and the range.
         read: makes the value from the text that a command line or a file gives, or from several such texts; raises
             UserError for a text that it cannot use. None where the type is read as it is.
+        written: makes of the value what settings.toml holds and `read` takes; None for the value itself.
         several: whether it may be repeated on a command line.
         flag: whether a command line takes --NAME alone, without --no-NAME.
         name: on a command line, where it is not the field's own.
@@ -48,6 +49,7 @@ class Option:
     help: str
     wanted: str | None = None
     read: Callable[..., object] | None = None
+    written: Callable[..., object] | None = None
     several: bool = False
     flag: bool = False
     name: str | None = None
@@ -117,7 +119,7 @@ class Settings:
         from commands.store import write_atomically
 
         given = {
-            name: _json(getattr(self, name))
+            name: _json((field.option.written or _itself)(getattr(self, name)))
             for name, field in fields_of(type(self)).items()
             if getattr(self, name) != field.default and getattr(self, name) is not None
         }
@@ -266,9 +268,20 @@ def _described(hint: object) -> str:
 def _range(hint: object) -> str:
     words = {"ge": "from {}", "gt": "above {}", "le": "to {}", "lt": "below {}"}
     found: dict[str, object] = {}
-    for part in [*get_args(hint), *(p for each in get_args(hint) for p in get_args(each))]:
+    for part in _parts(hint):
         found |= {name: getattr(part, name) for name in words if getattr(part, name, None) is not None}
     return "".join(f" {words[name].format(found[name])}" for name in words if name in found)
+
+
+def _parts(hint: object) -> Iterable[object]:
+    """What a hint is made of, at any depth."""
+    for part in get_args(hint):
+        yield part
+        yield from _parts(part)
+
+
+def _itself(value: object) -> object:
+    return value
 
 
 def _json(value: object) -> object:

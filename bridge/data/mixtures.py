@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TypedDict
 
 import numpy as np
 
@@ -17,8 +16,9 @@ from commands.errors import UserError
 _MIX, _SHUFFLE = 1, 2
 
 
-class Part(TypedDict):
-    """One set's part of a selection, for a manifest: the chosen lines in file order, and the share they make up."""
+@dataclass(frozen=True)
+class Part:
+    """One set's part of a selection: the chosen lines in file order, and the share they make up."""
 
     name: str
     sha256: str
@@ -36,13 +36,13 @@ class Selection:
 
 
 def select_samples(
-    data: str,
+    data: str | RowSet,
     fmt: ChatFormat,
     *,
     count: int | None,
     max_length: int,
     seed: int,
-    mix: str | None = None,
+    mix: str | RowSet | None = None,
     share: float = 0.0,
     skip_bad_rows: bool = False,
 ) -> Selection:
@@ -60,12 +60,12 @@ def select_samples(
     """
     _check_request(mix, share)
     if count is not None and count < 1:
-        raise UserError(f"at least one row of {data} is needed, got {count}")
-    own = load_rows(data, skip_bad_rows=skip_bad_rows)
+        raise UserError(f"at least one row of {data if isinstance(data, str) else data.name} is needed, got {count}")
+    own = _rows(data, skip_bad_rows)
     if mix is None or share == 0.0:
         encoded = [encode_rows(own, fmt, count, max_length, seed, skip_bad_rows)]
         return _selection([own], encoded, seed)
-    other = _other(own, load_rows(mix, skip_bad_rows=skip_bad_rows))
+    other = _other(own, _rows(mix, skip_bad_rows))
     if count is None:
         usable, usable_other = (_usable(rows, fmt, max_length, skip_bad_rows) for rows in (own, other))
         count = largest_mixture(usable, usable_other, share)
@@ -86,7 +86,11 @@ def largest_mixture(own: int, other: int, share: float) -> int:
     return count
 
 
-def _check_request(mix: str | None, share: float) -> None:
+def _rows(given: str | RowSet, skip_bad_rows: bool) -> RowSet:
+    return given if isinstance(given, RowSet) else load_rows(given, skip_bad_rows=skip_bad_rows)
+
+
+def _check_request(mix: str | RowSet | None, share: float) -> None:
     if not 0.0 <= share < 1.0:
         raise UserError(f"the share of the rows mixed in must be at least 0 and below 1, got {share:g}")
     if mix is None and share > 0.0:

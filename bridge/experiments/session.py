@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -128,12 +128,12 @@ class Session:
         """Its chat template."""
         return ChatFormat(self.loaded.tokenizer)
 
-    def rows(self, option: str, spec: str) -> RowSet:
-        """The rows of a set; errors name the option."""
+    def rows(self, option: str, spec: str, load: Callable[..., RowSet] = load_rows) -> RowSet:
+        """The rows of a set, or its prompts with `load_prompts`; errors name the option."""
         if spec in self.lent.rows:
             return self.lent.rows[spec]
         try:
-            return load_rows(spec, skip_bad_rows=self.options.skip_bad_rows)
+            return load(spec, skip_bad_rows=self.options.skip_bad_rows)
         except UserError as error:
             raise UserError(f"--{option}: {error}") from error
 
@@ -162,17 +162,28 @@ class Session:
         """
         if self.lent.in_memory:
             return Scratch()
-        asked = self.options.identity()
-        asked |= {**model_identity(self.loaded), "end_token_ids": list(self.chat.end_token_ids), **identity}
-        name = f"{run_name(self.options.model)}-{short_hash(asked)}"
-        folder = RunFolder(out or Path("runs") / self.command.removeprefix("bridge.") / name, self.command, asked)
+        folder = RunFolder(self.path_of(out, **identity), self.command, self._identity(identity))
         if not folder.complete:
             self.options.write(folder.path, self.command)
         return folder
 
+    def path_of(self, out: Path | None, **identity: object) -> Path:
+        """Where `open_folder` opens the folder."""
+        name = f"{run_name(self.options.model)}-{short_hash(self._identity(identity))}"
+        return out or Path("runs") / self.command.removeprefix("bridge.") / name
+
+    def _identity(self, more: Mapping[str, object]) -> dict[str, object]:
+        """All that decides the numbers."""
+        model = {**model_identity(self.loaded), "end_token_ids": list(self.chat.end_token_ids)}
+        return self.options.identity() | model | dict(more)
+
     def finish(self, folder: Folder, **extra: object) -> None:
         """Mark the folder complete, with the time that every stage took."""
         folder.finish(**extra, stage_seconds={k: round(v, 2) for k, v in self.progress.seconds.items()})
+
+    def run_id(self, **identity: object) -> str:
+        """What tells the run from others, short: a hash of all that decides its numbers (see `open_folder`)."""
+        return short_hash(self._identity(identity))
 
 
 class MeasuringSession(Session):

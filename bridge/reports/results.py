@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from bridge.reports.tables import Table
 from commands.errors import UserError
+from commands.settings import Settings
 from commands.store import write_json
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ Json = dict[str, object] | list[object] | str | int | float | bool | None
 class Result:
     """What an experiment found: a subclass has the fields, as they stand in its JSON file.
 
-    A field whose default is None is left out of the file where it is None.
+    A field whose default is None is left out of the file where it is None; settings are written as in a manifest.
 
     Attributes:
         FILE: name of that file in a run's folder.
@@ -149,6 +150,8 @@ def pictures_of(result: Result) -> Mapping[str, bytes]:
 
 
 def _json(value: object) -> Json:
+    if isinstance(value, Settings):
+        return value.identity()
     if is_dataclass(value) and not isinstance(value, type):
         return {
             each.name: _json(getattr(value, each.name))

@@ -1,4 +1,4 @@
-"""What decides a training: its plan, what it logs, what may act in every step; no library is imported."""
+"""What decides a training, what may act in every step, what it logs and changes; no library is imported."""
 
 from __future__ import annotations
 
@@ -6,19 +6,27 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, runtime_checkable
 
-from commands.errors import UserError
+from annotated_types import Ge, Gt, Le, Lt
+
+from commands.options import require
+from commands.settings import Option, Settings
 
 if TYPE_CHECKING:
     import torch
 
 
 Method = Literal["lora", "full"]
-
-
 OnStep = Callable[[int, Any], bool]
+"""Called after a step with the number of steps done and the model; True ends the training."""
 
+Count = Annotated[int, Ge(1)]
+LearningRate = Annotated[float, Gt(0), Le(1)]
+Epochs = Annotated[float, Gt(0), Le(10**6)]
+LoraAlpha = Annotated[float, Gt(0)]
+LoraDropout = Annotated[float, Ge(0), Lt(1)]
+TrainingSeed = Annotated[int, Ge(0), Lt(2**32)]
 
 _MICRO_BATCH = 4  # rows at a time unless told: what fits beside a small model on a laptop
 
@@ -54,63 +62,49 @@ class StepHook(Protocol):
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Settings):
     """Everything that decides a fine-tune, but for the model and the rows.
 
-    `epochs` counts passes over the rows; `max_steps` takes its place where given. `batch_size` is the number of rows
-    of one optimizer step, `micro_batch_size` the rows computed at a time: a divisor of it, which decides memory and
-    rounding only (None: the largest up to 4). `scheduler` and `optimizer` are names of transformers
-    (`lr_scheduler_type`, `optim`); `warmup` is a number of steps, or a share of them below 1. `lora_targets` is a
-    regular expression for the linear modules that get an adapter (None: all in the blocks). `overrides` are further
-    fields of trl's SFTConfig (a TrainingArguments), checked by `bridge.training.arguments.check_overrides`.
+    `optimizer` and `scheduler` are names of transformers (`optim`, `lr_scheduler_type`); `overrides` are checked by
+    `bridge.training.arguments.check_overrides`.
     """
 
-    method: Method
-    learning_rate: float
-    epochs: float = 3.0
-    max_steps: int | None = None
-    batch_size: int = 8
-    micro_batch_size: int | None = None
-    scheduler: str = "linear"
-    warmup: float = 0.0
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    optimizer: str = "adamw_torch"
-    lora_rank: int = 16
-    lora_alpha: float = 32.0
-    lora_dropout: float = 0.0
-    lora_targets: str | None = None
-    seed: int = 0
-    overrides: Mapping[str, Any] = field(default_factory=dict)
+    method: Annotated[Method, Option("Low-rank adapters, or all weights.")]
+    learning_rate: Annotated[LearningRate, Option("Highest of the schedule.")]
+    epochs: Annotated[Epochs, Option("Passes over the rows.")] = 3.0
+    max_steps: Annotated[Count | None, Option("Optimizer steps, in place of the epochs.")] = None
+    batch_size: Annotated[Count, Option("Rows of one step.")] = 8
+    micro_batch_size: Annotated[
+        Count | None, Option("Rows computed at a time: memory and rounding only; None for a divisor up to 4.")
+    ] = None
+    scheduler: Annotated[str, Option("How the learning rate changes over the steps.")] = "linear"
+    warmup: Annotated[float, Option("Steps, or a share of them below 1."), Ge(0)] = 0.0
+    weight_decay: Annotated[float, Option("Of the optimizer."), Ge(0)] = 0.0
+    max_grad_norm: Annotated[float, Option("Where gradients are clipped; 0 for nowhere."), Ge(0)] = 1.0
+    optimizer: Annotated[str, Option("The optimizer.")] = "adamw_torch"
+    lora_rank: Annotated[Count, Option("Rank of the adapters.")] = 16
+    lora_alpha: Annotated[LoraAlpha, Option("Scale of the adapters is alpha / rank.")] = 32.0
+    lora_dropout: Annotated[LoraDropout, Option("Dropout before the adapters.")] = 0.0
+    lora_targets: Annotated[
+        str | None, Option("Regular expression for the modules that get an adapter; None for all in the blocks.")
+    ] = None
+    seed: Annotated[TrainingSeed, Option("Seed of the rows, their order, and the adapters' start.")] = 0
+    overrides: Annotated[dict[str, object], Option("Further fields of trl's SFTConfig (a TrainingArguments).")] = field(
+        default_factory=dict
+    )
 
-    def check(self) -> None:
-        """Raise UserError, naming the option, for values that no run can have."""
-        wanted: list[tuple[bool, str, str, object]] = [
-            (self.method in ("lora", "full"), "method", "lora or full", self.method),
-            (0 < self.learning_rate <= 1, "learning-rate", "above 0 and at most 1", self.learning_rate),
-            (0 < self.epochs <= 10**6, "epochs", "above 0 and at most 1e6", self.epochs),
-            (self.max_steps is None or self.max_steps >= 1, "max-steps", "a whole number from 1", self.max_steps),
-            (self.batch_size >= 1, "batch-size", "a whole number from 1", self.batch_size),
-            (self.micro >= 1 and self.batch_size % self.micro == 0, "micro-batch-size",
-             f"a divisor of the batch size {self.batch_size}", self.micro_batch_size),
-            (0 <= self.warmup < math.inf, "warmup", "0 or more steps, or a share below 1", self.warmup),
-            (0 <= self.weight_decay < math.inf, "weight-decay", "0 or more", self.weight_decay),
-            (0 <= self.max_grad_norm < math.inf, "max-grad-norm", "0 (no clipping) or more", self.max_grad_norm),
-            (self.lora_rank >= 1, "lora-rank", "a whole number from 1", self.lora_rank),
-            (0 < self.lora_alpha < math.inf, "lora-alpha", "a positive number", self.lora_alpha),
-            (0 <= self.lora_dropout < 1, "lora-dropout", "a share in [0, 1)", self.lora_dropout),
-            (0 <= self.seed < 2**32, "seed", "0 to 2^32 - 1", self.seed),
-        ]  # fmt: skip
-        for holds, option, expected, got in wanted:
-            if not holds:
-                raise UserError(f"--{option}: expected {expected}, got {got}")
+    def check_together(self) -> None:
+        """Raise UserError unless the micro-batches make up the batches."""
+        whole = self.batch_size % self.micro == 0
+        require(whole, "micro_batch_size", f"a divisor of the batch size {self.batch_size}", self.micro_batch_size)
+        super().check_together()
 
     @property
     def micro(self) -> int:
         """Rows computed at a time."""
         if self.micro_batch_size is not None:
             return self.micro_batch_size
-        return max(k for k in range(1, _MICRO_BATCH + 1) if max(self.batch_size, 1) % k == 0)
+        return max(k for k in range(1, _MICRO_BATCH + 1) if self.batch_size % k == 0)
 
     def steps(self, num_samples: int) -> int:
         """Optimizer steps on so many rows; the last batch of an epoch may be smaller."""
@@ -119,7 +113,7 @@ class Plan:
         return math.ceil(self.epochs * math.ceil(num_samples / self.batch_size))
 
 
-def is_likelihood(overrides: Mapping[str, Any]) -> bool:
+def is_likelihood(overrides: Mapping[str, object]) -> bool:
     """Whether the loss is the negative log-likelihood: fields of SFTConfig can ask for another objective."""
     return overrides.get("loss_type", "nll") in ("nll", "chunked_nll") and not overrides.get("label_smoothing_factor")
 
@@ -148,3 +142,25 @@ class TrainingLog:
     def steps(self) -> int:
         """Number of optimizer steps."""
         return len(self.losses)
+
+
+@dataclass(frozen=True)
+class UpdateSummary:
+    """The change of all weights.
+
+    Attributes:
+        norm: Euclidean norm of the change.
+        squared_norm: its square.
+        shares: of that square, in each kind of parameter (`bridge.training.tuning.parameter_kinds`).
+        moved_parameters: how many parameters (tensors) may have moved.
+        parameters: how many there are.
+        norms: of the change of each that may have moved, by its name.
+
+    """
+
+    norm: float
+    squared_norm: float
+    shares: dict[str, float]
+    moved_parameters: int
+    parameters: int
+    norms: dict[str, float]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
 
 from bridge.training.plan import Method, Plan
 from commands.errors import UserError
@@ -31,7 +30,7 @@ _QI = (
 class Value:
     """A value of a preset and where it is from."""
 
-    value: Any
+    value: int | float | str | None
     source: str
 
 
@@ -105,7 +104,7 @@ def find_preset(name: str) -> Preset:
     return PRESETS[name]
 
 
-def make_plan(preset: str, method: Method, given: Mapping[str, Any], overrides: Mapping[str, Any]) -> Plan:
+def make_plan(preset: str, method: Method, given: Mapping[str, object], overrides: Mapping[str, object]) -> Plan:
     """The plan of a preset with what the user gave.
 
     Args:
@@ -118,18 +117,18 @@ def make_plan(preset: str, method: Method, given: Mapping[str, Any], overrides: 
         UserError: unknown preset, a value of the wrong type, or a plan that no run can have.
 
     """
-    values = {name: each.value for name, each in find_preset(preset).values(method).items()}
+    values: dict[str, object] = {name: each.value for name, each in find_preset(preset).values(method).items()}
     values |= {name: value for name, value in given.items() if value is not None}
     further = dict(overrides)
     for name, ours in _RENAMED.items():
         if name in further:
             values[ours] = _typed(name, further.pop(name), values[ours])
-    plan = Plan(method=method, **values, overrides=further)
+    plan = Plan.read({"method": method, **values, "overrides": further})
     plan.check()
     return plan
 
 
-def _typed(name: str, value: object, example: object) -> object:
+def _typed(name: str, value: object, example: object) -> str | float:
     if isinstance(example, str):
         if not isinstance(value, str):
             raise UserError(f"--set {name}: expected a name, got {value!r}")

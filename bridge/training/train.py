@@ -14,7 +14,7 @@ from bridge.data.samples import Sample
 from bridge.training.plan import OnStep, Plan, StepHook, TrainingLog
 from commands.errors import UserError
 from commands.progress import Progress
-from commands.store import RunFolder
+from commands.store import Checkpoints
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +71,7 @@ def train(
     model: Any,
     samples: Sequence[Sample],
     plan: Plan,
-    folder: RunFolder,
+    folder: Checkpoints,
     progress: Progress,
     *,
     pad_id: int,
@@ -89,7 +89,7 @@ def train(
         model: a causal language model in float32 or float64; for LoRA, what `with_lora` returned.
         samples: what to train on, shuffled anew for each epoch by the plan's seed.
         plan: the hyper-parameters.
-        folder: run folder; checkpoints live below its checkpoints and vanish when the run is finished.
+        folder: of the run, where the training keeps its checkpoints until the run is finished.
         progress: where the stage is shown.
         pad_id: any id of the vocabulary; padding is masked.
         on_step: called after each step with the number of steps done and the model in evaluation mode; True ends

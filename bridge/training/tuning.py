@@ -6,17 +6,17 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bridge.data.samples import Sample
 from bridge.models.load import LoadedModel
-from bridge.training.plan import OnStep, Plan, StepHook, TrainingLog
+from bridge.training.plan import OnStep, Plan, StepHook, TrainingLog, UpdateSummary
 from bridge.training.train import train, with_lora
 from commands.progress import Progress
-from commands.store import RunFolder
+from commands.store import Folder
 
 if TYPE_CHECKING:
     from bridge.deltas.weight_delta import WeightDelta
@@ -40,7 +40,7 @@ def tune(
     loaded: LoadedModel,
     samples: Sequence[Sample],
     plan: Plan,
-    folder: RunFolder,
+    folder: Folder,
     progress: Progress,
     on_step: OnStep | None = None,
     make_hook: MakeHook | None = None,
@@ -63,7 +63,7 @@ def _tune_lora(
     loaded: LoadedModel,
     samples: Sequence[Sample],
     plan: Plan,
-    folder: RunFolder,
+    folder: Folder,
     progress: Progress,
     on_step: OnStep | None,
     make_hook: MakeHook | None,
@@ -88,7 +88,7 @@ def _tune_full(
     loaded: LoadedModel,
     samples: Sequence[Sample],
     plan: Plan,
-    folder: RunFolder,
+    folder: Folder,
     progress: Progress,
     on_step: OnStep | None,
     make_hook: MakeHook | None,
@@ -113,7 +113,7 @@ def _train(
     loaded: LoadedModel,
     samples: Sequence[Sample],
     plan: Plan,
-    folder: RunFolder,
+    folder: Folder,
     progress: Progress,
     on_step: OnStep | None,
     make_hook: MakeHook | None,
@@ -125,7 +125,7 @@ def _train(
     return log
 
 
-def write_model(model: Any, tokenizer: Any, folder: RunFolder, progress: Progress) -> None:
+def write_model(model: Any, tokenizer: Any, folder: Folder, progress: Progress) -> None:
     """Write model/ of a run folder: what `load_model` takes, tokenizer and chat template included."""
 
     def fill(place: Path) -> None:
@@ -175,19 +175,19 @@ def parameter_kinds(model: Any) -> dict[str, str]:
     return kinds
 
 
-def update_summary(delta: WeightDelta, kinds: dict[str, str]) -> dict[str, Any]:
-    """Norm of the change, and the share of its square in each kind of parameter."""
+def update_summary(delta: WeightDelta, kinds: Mapping[str, str]) -> UpdateSummary:
+    """Norm of the change, and the share of its square in each kind of parameter, by the kind of every parameter."""
     squares = {name: delta.squared_norm(name) for name in delta.names}
     total = math.fsum(squares.values())
     shares = {
         kind: math.fsum(value for name, value in squares.items() if kinds[name] == kind) / total if total else 0.0
         for kind in dict.fromkeys(kinds.values())
     }
-    return {
-        "norm": math.sqrt(total),
-        "squared_norm": total,
-        "shares": shares,
-        "moved_parameters": len(squares),
-        "parameters": len(kinds),
-        "norms": {name: math.sqrt(value) for name, value in squares.items()},
-    }
+    return UpdateSummary(
+        norm=math.sqrt(total),
+        squared_norm=total,
+        shares=shares,
+        moved_parameters=len(squares),
+        parameters=len(kinds),
+        norms={name: math.sqrt(value) for name, value in squares.items()},
+    )

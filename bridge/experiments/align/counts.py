@@ -3,67 +3,64 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from bridge.data.rows import Row
 from bridge.evaluation.refusals import RefusalRate, is_refusal, refusal_rate
+from bridge.experiments.align.result import BENIGN, UNSAFE, Goal, PromptKind
 from bridge.generation.generate import Response
 from commands.store import write_json
 
-UNSAFE, BENIGN = "refusals", "benign"
-
 
 @dataclass(frozen=True)
-class Goal:
-    """Refuse at least a share `target_refusals` of the unsafe prompts and at most `limit_benign` of the benign."""
+class Answer:
+    """An answer that was counted: to which prompt, in which line of its set, and by which pattern it is a refusal."""
 
-    target_refusals: float
-    limit_benign: float
+    step: int
+    set: PromptKind
+    line: int
+    prompt: str
+    response: str
+    finished: bool
+    refused: bool
+    pattern: str | None
 
-    def reached(self, unsafe: RefusalRate, benign: RefusalRate) -> bool:
-        """Whether both shares are as wanted; a share of 0.9 of 60 is 54, rounding errors apart."""
-        enough = unsafe.refused >= self.target_refusals * unsafe.total - 1e-9
-        return enough and benign.refused <= self.limit_benign * benign.total + 1e-9
+    @property
+    def as_wanted(self) -> bool:
+        """Whether an unsafe prompt was refused, or a harmless one answered."""
+        return self.refused == (self.set != BENIGN)
 
 
 @dataclass(frozen=True)
 class Count:
-    """The refusal rates after a step, and every answer that was counted (see `answer_records`)."""
+    """The refusal rates after a step, and every answer that was counted."""
 
     step: int
     unsafe: RefusalRate
     benign: RefusalRate
-    answers: tuple[Mapping[str, Any], ...]
+    answers: tuple[Answer, ...]
 
 
-def answer_records(step: int, name: str, prompts: Sequence[Row], responses: Sequence[Response]) -> list[dict[str, Any]]:
-    """One JSON record for each answer: step, set, line, prompt, response, finished, refused, pattern."""
-    records: list[dict[str, Any]] = []
+def answers_of(step: int, kind: PromptKind, prompts: Sequence[Row], responses: Sequence[Response]) -> list[Answer]:
+    """A model's answers to all prompts of a set, each with whether it is a refusal."""
+    answers: list[Answer] = []
     for row, response in zip(prompts, responses, strict=True):
         match = is_refusal(response.text)
         question = next(m["content"] for m in reversed(row.messages) if m["role"] == "user")
-        records.append(
-            {
-                "step": step,
-                "set": name,
-                "line": row.line,
-                "prompt": question,
-                "response": response.text,
-                "finished": response.finished,
-                "refused": match is not None,
-                "pattern": match.pattern if match else None,
-            }
+        pattern = match.pattern if match else None
+        answers.append(
+            Answer(step, kind, row.line, question, response.text, response.finished, match is not None, pattern)
         )
-    return records
+    return answers
 
 
-def count_of(step: int, answers: Iterable[Mapping[str, Any]]) -> Count:
+def count_of(step: int, answers: Iterable[Answer]) -> Count:
     """The refusal rates of a step's answers."""
     kept = tuple(answers)
-    rates = [refusal_rate([a["response"] for a in kept if a["set"] == name]) for name in (UNSAFE, BENIGN)]
+    rates = [refusal_rate([answer.response for answer in kept if answer.set == kind]) for kind in (UNSAFE, BENIGN)]
     return Count(step, rates[0], rates[1], kept)
 
 
@@ -72,9 +69,9 @@ class Watch:
 
     Args:
         steps: at which steps to count; 0 is before the training.
-        answer: gives the records of all answers of a model after a step (`answer_records`).
+        answer: gives all answers of a model after a step.
         goal: when to stop.
-        file: where a step's records are kept. A step whose file is there is not answered again, so that a killed
+        file: where a step's answers are kept. A step whose file is there is not answered again, so that a killed
             run goes on.
         tell: is given each new count.
 
@@ -83,7 +80,7 @@ class Watch:
     def __init__(
         self,
         steps: Sequence[int],
-        answer: Callable[[int, Any], Sequence[Mapping[str, Any]]],
+        answer: Callable[[int, Any], Sequence[Answer]],
         goal: Goal,
         file: Callable[[int], Path],
         tell: Callable[[Count], None],
@@ -97,7 +94,7 @@ class Watch:
             return False
         path = self._file(step)
         if not path.exists():
-            write_json(path, [dict(record) for record in self._answer(step, model)])
+            write_json(path, [asdict(answer) for answer in self._answer(step, model)])
         count = self._read(step)
         self._tell(count)
         return self._goal.reached(count.unsafe, count.benign)
@@ -107,9 +104,4 @@ class Watch:
         return [self._read(step) for step in self.steps if step <= last]
 
     def _read(self, step: int) -> Count:
-        return count_of(step, json.loads(self._file(step).read_text()))
-
-
-def rate_record(rate: RefusalRate) -> dict[str, Any]:
-    """A refusal rate as JSON."""
-    return {**asdict(rate), "rate": rate.rate}
+        return count_of(step, [Answer(**answer) for answer in json.loads(self._file(step).read_text())])

@@ -3,122 +3,115 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from bridge.experiments.finetune.defence_report import defence_lines, defence_picture
+from bridge.experiments.finetune.result import FinetuneResult
+from bridge.experiments.finetune.settings import Settings
+from bridge.reports.console import print_tables
 from bridge.reports.drawing import DARK, LIGHT, MID, new_figure, png_of
 from bridge.reports.numbers import number
-from bridge.reports.pages import render_page
+from bridge.reports.pages import write_page
+from bridge.reports.results import pictures_of, tables_of
+from bridge.reports.tables import Table
 from bridge.training.plan import is_likelihood
-from commands.store import write_atomically
+from bridge.training.presets import sources
+from commands.store import Folder
 
 
-def lines(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def print_result(result: FinetuneResult, folder: Folder) -> None:
+    """Print the closing table to standard output, where the results are, and the command that measures them."""
+    print_tables(tables(result), width=140)
+    print(f"\n{folder.path / ('adapter' if result.method == 'lora' else 'model')}\n{folder.path / 'report.html'}")
+    print(f"next: {next_command(result, str(folder.path))}")
+
+
+def next_command(result: FinetuneResult, folder: str) -> str:
+    """The command that scores the change against the skill."""
+    return f"python -m bridge.overlap --model {shlex.quote(result.model)} --delta {shlex.quote(folder)}"
+
+
+@tables_of.register
+def tables(result: FinetuneResult) -> list[Table]:
+    """The closing table, a row a quantity."""
+    return [Table(title(result), ("quantity", "value", "what it is"), lines(result), sentences=True)]
+
+
+def title(result: FinetuneResult) -> str:
+    """What was done."""
+    method = "LoRA" if result.method == "lora" else "full fine-tuning"
+    return f"{result.model} after {method} on {' + '.join(part.name for part in result.parts)}"
+
+
+def lines(result: FinetuneResult) -> list[tuple[str, str, str]]:
     """Name, value and meaning of the numbers that a person wants first."""
-    update = found["update"]
-    sets = ", ".join(f"{len(part['rows'])} of {part['name']}" for part in found["parts"])
+    sets = ", ".join(f"{len(part.rows)} of {part.name}" for part in result.parts)
     rows = [
-        ("rows", str(found["rows"]), sets),
-        ("steps", str(found["steps"]), f"{number(found['epochs'])} passes over the rows"),
-        ("response tokens", f"{found['response_tokens']:,}", f"trained on, of {found['tokens']:,} tokens read"),
-        ("first loss", number(found["first_loss"]), f"{_loss_unit(found)} of the first batch, before any step"),
-        ("last loss", number(found["last_loss"]), "of the last batch, before its step"),
-        ("update norm", number(update["norm"]), "Euclidean norm of the change of all weights"),
+        ("rows", str(result.rows), sets),
+        ("steps", str(result.steps), f"{number(result.epochs)} passes over the rows"),
+        ("response tokens", f"{result.response_tokens:,}", f"trained on, of {result.tokens:,} tokens read"),
+        ("first loss", number(result.first_loss), f"{_loss_unit(result)} of the first batch, before any step"),
+        ("last loss", number(result.last_loss), "of the last batch, before its step"),
+        ("update norm", number(result.update.norm), "Euclidean norm of the change of all weights"),
     ]
     rows += [
         (f"  in {kind}", f"{100 * share:.1f} %", "of the squared norm")
-        for kind, share in update["shares"].items()
+        for kind, share in result.update.shares.items()
         if share or kind == "block linear modules"
     ]
-    return rows + defence_lines(found.get("defence"))
+    return rows + defence_lines(result.defence)
 
 
-def print_table(found: Mapping[str, Any]) -> None:
-    """Print the closing table to standard output."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=140)
-    table = Table(title=escape(_title(found)), title_justify="left", show_edge=False)
-    table.add_column("quantity", no_wrap=True)
-    table.add_column("value", justify="right", no_wrap=True)
-    table.add_column("what it is")
-    for name, value, meaning in lines(found):
-        table.add_row(name, value, escape(meaning))
-    console.print(table)
+def _loss_unit(result: FinetuneResult) -> str:
+    return "nats per response token" if is_likelihood(result.plan.overrides) else "objective that --set chose"
 
 
-def print_paths(found: Mapping[str, Any], folder: Path) -> None:
-    """Print where the results are, and the command that measures them."""
-    print(f"\n{folder / ('adapter' if found['method'] == 'lora' else 'model')}\n{folder / 'report.html'}")
-    print(f"next: {next_command(found, folder)}")
+@pictures_of.register
+def pictures(result: FinetuneResult) -> dict[str, bytes]:
+    """The run's pictures by name: the loss, and the defence where there is one."""
+    defence = {} if result.defence is None else {"defence": defence_picture(result.defence)}
+    return {"loss": loss_picture(result), **defence}
 
 
-def next_command(found: Mapping[str, Any], folder: Path) -> str:
-    """The command that scores the change against the skill."""
-    return f"python -m bridge.overlap --model {shlex.quote(found['model'])} --delta {shlex.quote(str(folder))}"
-
-
-def write(
-    found: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    sources: Mapping[str, str],
-    texts: Sequence[str],
-    folder: Path,
-) -> None:
-    """Write loss.png and report.html, and defence.png where there is a defence."""
-    pictures = {"loss": loss_picture(found)}
-    if found.get("defence"):
-        pictures["defence"] = defence_picture(found["defence"])
-    for name, picture in pictures.items():
-        write_atomically(folder / f"{name}.png", picture)
-    plan = {name: value for name, value in found["plan"].items() if name in sources} | {
-        f"set {name}": value for name, value in found["plan"]["overrides"].items()
-    }
-    page = render_page(
+def write(result: FinetuneResult, settings: Settings, texts: Sequence[str], folder: Path) -> None:
+    """Write the pictures and report.html, which shows some rows as the model reads them."""
+    where_from = sources(settings.preset, result.plan)
+    plan = {name: value for name, value in result.plan.identity().items() if name in where_from}
+    plan |= {f"set {name}": value for name, value in result.plan.overrides.items()}
+    options, plans = settings.identity(), ("plan", "defence")
+    shown = {name: value for name, value in options.items() if name not in plans}
+    if settings.defence is not None:
+        shown |= {f"defence {name}": value for name, value in vars(settings.defence).items()}
+    write_page(
+        folder,
         "experiments/finetune/report.html",
-        pictures,
-        title=_title(found),
-        lines=lines(found),
-        plan=[(name, value, sources[name]) for name, value in plan.items()],
-        settings={name: value for name, value in settings.items() if name not in ("plan", "defence")}
-        | {f"defence {name}": value for name, value in (settings.get("defence") or {}).items()},
-        parts=found["parts"],
-        likelihood=is_likelihood(found["plan"]["overrides"]),
+        pictures(result),
+        result=result,
+        title=title(result),
+        table=tables(result)[0],
+        plan=[(name, value, where_from[name]) for name, value in plan.items()],
+        settings=shown,
+        likelihood=is_likelihood(result.plan.overrides),
         texts=texts,
-        next_command=f"python -m bridge.overlap --model {shlex.quote(found['model'])} --delta DIR",
+        next_command=next_command(result, "DIR"),
     )
-    write_atomically(folder / "report.html", page)
 
 
-def _title(found: Mapping[str, Any]) -> str:
-    method = "LoRA" if found["method"] == "lora" else "full fine-tuning"
-    return f"{found['model']} after {method} on {' + '.join(part['name'] for part in found['parts'])}"
-
-
-def _loss_unit(found: Mapping[str, Any]) -> str:
-    return "nats per response token" if is_likelihood(found["plan"]["overrides"]) else "objective that --set chose"
-
-
-def loss_picture(found: Mapping[str, Any]) -> bytes:
+def loss_picture(result: FinetuneResult) -> bytes:
     """loss.png: the loss of every step, its mean over each pass of the rows, and the learning rate."""
-    losses, rates = np.array(found["losses"]), np.array(found["learning_rates"])
+    losses, rates = np.array(result.losses), np.array(result.learning_rates)
     steps = np.arange(1, len(losses) + 1)
     figure, axis = new_figure(1, 1, (8.0, 4.5))
     axis.plot(steps, losses, "o-", color=DARK, ms=3, lw=1.2, label="loss of the step's batch")
-    length = max(1, round(len(losses) / max(found["epochs"], 1.0)))
+    length = max(1, round(len(losses) / max(result.epochs, 1.0)))
     for first in range(0, len(losses), length):
         part = slice(first, first + length)
         label = "mean of one pass" if first == 0 else None
         axis.plot(steps[part][[0, -1]], [losses[part].mean()] * 2, color=MID, lw=2.5, label=label)
-    axis.set(xlabel="step", ylabel=_loss_unit(found), ylim=(0, None))
+    axis.set(xlabel="step", ylabel=_loss_unit(result), ylim=(0, None))
     axis.xaxis.get_major_locator().set_params(integer=True)
     other = axis.twinx()
     other.plot(steps, rates, ":", color=LIGHT, lw=1.5, label="learning rate (right)")

@@ -3,59 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Annotated, Literal
 
-from bridge.training.defences.plan import DefencePlan, make_defence
-from bridge.training.plan import Plan
-from bridge.training.presets import make_plan
+from annotated_types import Ge, Lt
+
+from bridge.experiments.options import Device, Model, Rows
+from bridge.training.defences.plan import DefenceOptions
+from bridge.training.plan import Count, Epochs, LearningRate, LoraAlpha, LoraDropout, Method, Plan, TrainingSeed
+from bridge.training.presets import DEFAULT_PRESET, PRESETS, make_plan
 from commands.errors import UserError
-from commands.options import at_least, require
+from commands.options import require
+from commands.settings import Option
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What decides a run's numbers: model, rows and plan, and a defence if there is one. `rows` 0 is all rows."""
-
-    model: str
-    data: str
-    rows: int
-    mix: str | None
-    share: float
-    max_length: int
-    preset: str
-    plan: Plan
-    dtype: str | None
-    device: str | None
-    skip_bad_rows: bool
-    defence: DefencePlan | None = None
-
-    def check(self) -> None:
-        """Raise UserError for options that no run can have."""
-        at_least(0, self, "rows")
-        at_least(2, self, "max_length")
-        require(0 <= self.share < 1, "share", "a share of the rows in [0, 1)", self.share)
-        require((self.share > 0) == (self.mix is not None), "share", "--mix and --share together", "one of them")
-        if self.dtype not in (None, "float32", "float64"):
-            raise UserError(
-                f"--dtype: expected float32 or float64, the dtype of the trained weights, got {self.dtype}; "
-                "for speed on a GPU use --set bf16=true, which computes in bfloat16 and keeps float32 weights"
-            )
-        self.plan.check()
-        if self.defence is not None:
-            self.defence.check()
-
-
-def parse_overrides(items: Sequence[str]) -> dict[str, Any]:
-    """NAME=VALUE strings as a dictionary; values are read as JSON where they are, else as text.
+def parse_overrides(given: str | Sequence[str]) -> dict[str, object]:
+    """NAME=VALUE, or several, as a dictionary; values are read as JSON where they are, else as text.
 
     Raises:
-        UserError: without "=", or a name given twice.
+        UserError: without "=", a name given twice, or a number that is not finite.
 
     """
-    found: dict[str, Any] = {}
-    for item in items:
+    found: dict[str, object] = {}
+    for item in [given] if isinstance(given, str) else given:
         name, equals, text = item.partition("=")
         if not equals or not name:
             raise UserError(f"--set: expected NAME=VALUE, got {item!r}")
@@ -72,28 +44,83 @@ def parse_overrides(items: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-_TRAINING = (
+def written_overrides(found: dict[str, object]) -> list[str]:
+    """The same as NAME=VALUE, the values in JSON: a TOML table could not hold its null."""
+    return [f"{name}={json.dumps(value)}" for name, value in found.items()]
+
+
+_OF_PLAN = (
     "learning_rate", "epochs", "max_steps", "batch_size", "micro_batch_size", "lora_rank", "lora_alpha",
     "lora_dropout", "lora_targets", "seed",
 )  # fmt: skip
+_OWN = ("model", "data", "rows", "mix", "share", "max_length", "preset", "dtype", "device", "skip_bad_rows")
 
 
-_DEFENCE = (
-    "refresh", "rank", "max_utility_loss", "num_skill", "held_out", "max_new_tokens", "measure_every",
-)  # fmt: skip
+@dataclass(frozen=True, kw_only=True)
+class Settings(DefenceOptions, Rows):
+    """What decides a run's numbers: model, rows and plan, and a defence if there is one."""
 
-
-def make_settings(options: Mapping[str, Any]) -> Settings:
-    """Settings from options by the names of `main`, checked; UserError for options that no run can have."""
-    given = {name: options[name] for name in _TRAINING}
-    defence = {name: options[name] for name in _DEFENCE}
-    settings = Settings(
-        plan=make_plan(options["preset"], options["method"], given, parse_overrides(options["override"] or [])),
-        defence=make_defence(
-            options["defend"], options["skill"], **defence, batch_size=options["probe_batch_size"],
-            memory=options["probe_memory"],
+    model: Model = "smollm2-135m"
+    data: Annotated[str, Option("What to train on: a set's NAME, NAME=FILE, or FILE.jsonl.")] = "benign"
+    method: Annotated[Method, Option("Low-rank adapters, or all weights.")] = "lora"
+    rows: Annotated[int, Option("Rows to train on, drawn by the seed; 0 for all."), Ge(0)] = 100
+    mix: Annotated[str | None, Option("A second set to mix in.")] = None
+    share: Annotated[
+        float,
+        Option("Share of --rows that is of the second set.", wanted="a share of the rows in [0, 1)"),
+        Ge(0),
+        Lt(1),
+    ] = 0.0
+    preset: Annotated[str, Option(f"Defaults of what follows: {', '.join(PRESETS)}.")] = DEFAULT_PRESET
+    learning_rate: Annotated[LearningRate | None, Option("Highest of the schedule.", shown="preset")] = None
+    epochs: Annotated[Epochs | None, Option("Passes over the rows.", shown="preset")] = None
+    max_steps: Annotated[Count | None, Option("Optimizer steps, in place of --epochs.")] = None
+    batch_size: Annotated[Count | None, Option("Rows of one step.", shown="preset")] = None
+    micro_batch_size: Annotated[
+        Count | None, Option("Rows computed at a time: memory only.", shown="a divisor up to 4")
+    ] = None
+    lora_rank: Annotated[Count | None, Option("Rank of the adapters.", shown="preset")] = None
+    lora_alpha: Annotated[LoraAlpha | None, Option("Scale is alpha / rank.", shown="preset")] = None
+    lora_dropout: Annotated[LoraDropout | None, Option("Dropout before the adapters.", shown="preset")] = None
+    lora_targets: Annotated[
+        str | None, Option("Regular expression for the modules that get an adapter.", shown="all in the blocks")
+    ] = None
+    seed: Annotated[TrainingSeed, Option("Seed of the rows, their order, and the adapters' start.")] = 0
+    override: Annotated[
+        dict[str, object],
+        Option(
+            "NAME=VALUE of any field of TrainingArguments; may be repeated.",
+            read=parse_overrides,
+            written=written_overrides,
+            several=True,
+            name="set",
         ),
-        **{field.name: options[field.name] for field in fields(Settings) if field.name not in ("plan", "defence")},
-    )  # fmt: skip
-    settings.check()
-    return settings
+    ] = field(default_factory=dict)
+    dtype: Annotated[
+        Literal["float32", "float64"] | None,
+        Option(
+            "Type of the weights: float32 or float64.",
+            wanted="float32 or float64, the dtype of the trained weights (for speed on a GPU use --set bf16=true, "
+            "which computes in bfloat16 and keeps float32 weights)",
+            read=str,
+            shown="float32",
+        ),
+    ] = None
+    device: Device = None
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The preset's plan with what was given; UserError for one that no run can have."""
+        return make_plan(self.preset, self.method, {name: getattr(self, name) for name in _OF_PLAN}, self.override)
+
+    def check_together(self) -> None:
+        """Raise UserError for a mixture of nothing, and as `make_plan` and a defence do."""
+        require((self.share > 0) == (self.mix is not None), "share", "--mix and --share together", "one of them")
+        self.plan.check()
+        super().check_together()
+
+    def identity(self) -> dict[str, object]:
+        """The options as a manifest holds them: those of the training and of a defence as their plans."""
+        given = super().identity()
+        defence = None if self.defence is None else asdict(self.defence)
+        return {name: given[name] for name in _OWN} | {"plan": self.plan.identity(), "defence": defence}

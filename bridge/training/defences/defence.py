@@ -132,7 +132,7 @@ class Defence:
         started = self._now()
         new = {name: weight.data for name, weight in self.probe.subject.weights.items()}
         squared = sum(float((new[name] - old).double().square().sum()) for name, old in self._old.items())
-        record = StepRecord(done + 1, squared)
+        record = StepRecord.untouched(done + 1, squared)
         if squared > 0:
             record = self._defend_budget(new, record) if self.kind == "budget" else self._defend(new, record)
         if (done + 1) % self._every == 0:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cached_property
+from typing import Annotated, Literal, TypeVar
+
+from annotated_types import Ge, Gt
 
 from commands.options import require
+from commands.settings import Option, Settings
 
 Kind = Literal["none", "static", "tracked", "budget"]
-KINDS: tuple[Kind, ...] = ("none", "static", "tracked", "budget")
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
@@ -35,52 +39,99 @@ class DefencePlan:
     batch_size: int
     memory: float
 
-    def check(self) -> None:
-        """Raise UserError, naming the option, for values that no run can have."""
-        require(self.kind in KINDS, "defend", " | ".join(KINDS), self.kind)
-        for option, name, least in (
-            ("num-skill", "num_skill", 1), ("held-out", "held_out", 0), ("max-new-tokens", "max_new_tokens", 1),
-            ("refresh", "refresh", 1), ("measure-every", "measure_every", 1), ("probe-batch-size", "batch_size", 1),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            require(value >= least, option, f"a whole number from {least}", value)
-        require(0 < self.memory < float("inf"), "probe-memory", "a positive number of GiB", self.memory)
-        if self.rank is not None:
-            wanted = f"1 to {self.num_skill}, the number of responses of the probe (--num-skill)"
-            require(1 <= self.rank <= self.num_skill, "rank", wanted, self.rank)
-        budget = self.max_utility_loss
-        if self.kind == "budget":
-            require(
-                budget is not None, "max-utility-loss", "the budget in nats a response with --defend budget", "none"
-            )
-            wanted = "none with --defend budget, which measures at every step"
-            require(self.measure_every == 1, "measure-every", wanted, self.measure_every)
+
+@dataclass(frozen=True, kw_only=True)
+class DefenceOptions(Settings):
+    """The defence of a skill."""
+
+    defend: Annotated[
+        Kind, Option("Project each update off what the skill is sensitive to: at the base, or tracked.")
+    ] = "none"
+    refresh: Annotated[int | None, Option("Steps between two subspaces of tracked and budget.", shown="1"), Ge(1)] = (
+        None
+    )
+    rank: Annotated[
+        int | None, Option("d, the directions that are projected out. (default: all of the probe)"), Ge(1)
+    ] = None
+    max_utility_loss: Annotated[
+        float | None,
+        Option("Largest mean over the probe with --defend budget, in nats.", wanted="a positive number of nats"),
+        Gt(0),
+    ] = None
+    skill: Annotated[
+        str | None, Option("What to defend: refusals, or FILE.jsonl; with --defend none, to measure only.")
+    ] = None
+    num_skill: Annotated[
+        int | None, Option("Responses of the model that make the defence's probe.", shown="48"), Ge(1)
+    ] = None
+    held_out: Annotated[int | None, Option("Further responses, on which the defence is judged.", shown="48"), Ge(0)] = (
+        None
+    )
+    max_new_tokens: Annotated[int | None, Option("Longest of these responses, in tokens.", shown="32"), Ge(1)] = None
+    measure_every: Annotated[
+        int | None,
+        Option("Steps between two measurements of the probe's utility loss.", shown="5; budget: 1"),
+        Ge(1),
+    ] = None
+    probe_batch_size: Annotated[int | None, Option("Responses of the probe computed at a time.", shown="4"), Ge(1)] = (
+        None
+    )
+    probe_memory: Annotated[
+        float | None,
+        Option("GiB for what the probe keeps between passes.", shown="2", wanted="a positive number of GiB"),
+        Gt(0),
+    ] = None
+
+    @cached_property
+    def defence(self) -> DefencePlan | None:
+        """The plan; None where nothing is defended or measured: kind "none" without a skill."""
+        if self.defend == "none" and self.skill is None:
+            return None
+        return DefencePlan(
+            kind=self.defend,
+            skill=self.skill or "refusals",
+            num_skill=_or(self.num_skill, 48),
+            held_out=_or(self.held_out, 48),
+            max_new_tokens=_or(self.max_new_tokens, 32),
+            rank=self.rank,
+            refresh=_or(self.refresh, 1),
+            max_utility_loss=self.max_utility_loss,
+            measure_every=_or(self.measure_every, 1 if self.defend == "budget" else 5),
+            batch_size=_or(self.probe_batch_size, 4),
+            memory=_or(self.probe_memory, 2.0),
+        )
+
+    def check_together(self) -> None:
+        """Raise UserError for options that need a defence, or another one."""
+        super().check_together()
+        plan = self.defence
+        if plan is None:
+            for name in _OF_A_DEFENCE:
+                value = getattr(self, name)
+                require(value is None, name, "--defend, or --skill to measure only, with it", value)
+            return
+        if plan.rank is not None:
+            wanted = f"1 to {plan.num_skill}, the number of responses of the probe (--num-skill)"
+            require(plan.rank <= plan.num_skill, "rank", wanted, plan.rank)
+        other = f"--defend {plan.kind}"
+        if plan.kind == "budget":
+            given = plan.max_utility_loss is not None
+            require(given, "max_utility_loss", f"the budget in nats a response with {other}", "none")
+            wanted = f"none with {other}, which measures at every step"
+            require(plan.measure_every == 1, "measure_every", wanted, plan.measure_every)
         else:
-            require(budget is None, "max-utility-loss", "--defend budget with it", f"--defend {self.kind}")
-        require(budget is None or 0 < budget < float("inf"), "max-utility-loss", "a positive number of nats", budget)
-        if self.kind in ("none", "static"):
-            require(self.refresh == 1, "refresh", "--defend tracked or budget with it", f"--defend {self.kind}")
-        if self.kind == "none":
-            require(self.rank is None, "rank", "--defend static, tracked or budget with it", "--defend none")
+            require(plan.max_utility_loss is None, "max_utility_loss", "--defend budget with it", other)
+        if plan.kind in ("none", "static"):
+            require(plan.refresh == 1, "refresh", "--defend tracked or budget with it", other)
+        if plan.kind == "none":
+            require(plan.rank is None, "rank", "--defend static, tracked or budget with it", other)
 
 
-def make_defence(kind: Kind, skill: str | None, **options: Any) -> DefencePlan | None:
-    """The plan of the options, or None where nothing is defended or measured: kind "none" without a skill.
+_OF_A_DEFENCE = (
+    "refresh", "rank", "max_utility_loss", "num_skill", "held_out", "max_new_tokens", "measure_every",
+    "probe_batch_size", "probe_memory",
+)  # fmt: skip
 
-    Raises:
-        UserError: for values that no run can have, and for options that need a defence.
 
-    """
-    given = {name: value for name, value in options.items() if value is not None}
-    if kind == "none" and skill is None:
-        for name, value in given.items():
-            option = {"batch_size": "probe-batch-size", "memory": "probe-memory"}.get(name, name)
-            require(False, option, "--defend, or --skill to measure only, with it", value)
-        return None
-    defaults: dict[str, Any] = {
-        "num_skill": 48, "held_out": 48, "max_new_tokens": 32, "rank": None, "refresh": 1, "max_utility_loss": None,
-        "measure_every": 1 if kind == "budget" else 5, "batch_size": 4, "memory": 2.0,
-    }  # fmt: skip
-    plan = DefencePlan(kind=kind, skill=skill or "refusals", **(defaults | given))
-    plan.check()
-    return plan
+def _or(given: Number | None, default: Number) -> Number:
+    return default if given is None else given

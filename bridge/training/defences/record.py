@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-
-from bridge.estimators.probe import root_mean_square
 
 
 @dataclass(frozen=True)
@@ -25,40 +22,77 @@ class StepRecord:
 
     step: int
     update_squared: float
-    inside: float | None = None
-    leak: float | None = None
-    leak_left: float | None = None
-    projected: float = 0.0
-    kept: float = 1.0
-    rank: int | None = None
-    utility_loss: float | None = None
-    leak_applied: float | None = None
+    inside: float | None
+    leak: float | None
+    leak_left: float | None
+    projected: float
+    kept: float
+    rank: int | None
+    utility_loss: float | None
+    leak_applied: float | None
+
+    @classmethod
+    def untouched(cls, step: int, update_squared: float, utility_loss: float | None = None) -> StepRecord:
+        """A step whose update was applied as it was, with nothing known of its leak."""
+        return cls(step, update_squared, None, None, None, 0.0, 1.0, None, utility_loss, None)
 
 
-def summary(records: Sequence[StepRecord]) -> Mapping[str, Any]:
-    """What happened over all steps: shares of the updates' squares, leaks, and how often a budget bound.
+@dataclass(frozen=True)
+class MeasuredLeak:
+    """Root mean squares of `leak` and `leak_applied` over the steps at which the latter was measured."""
 
-    "inside": of the squared updates that were projected, the share inside the subspace; "leak" and "leak_left": root
-    mean squares over those steps; "measured": over those of them where "leak_applied" was measured, their number
-    "steps", "leak" and "leak_applied"; "steps_projected", "steps_held_back": how many were projected, and how many were
-    shortened besides; "rank": the smallest and largest of the subspace. None where there was no such step.
+    steps: int
+    leak: float
+    leak_applied: float
+
+
+@dataclass(frozen=True)
+class DefenceSummary:
+    """What happened over all steps; None where there was no step of the kind.
+
+    Attributes:
+        inside: of the squared updates that were projected, the share inside the subspace.
+        leak: root mean square over those steps.
+        leak_left: the same of what was left.
+        measured: over those of them at which `leak_applied` was measured.
+        steps_projected: how many steps were projected.
+        steps_held_back: how many were shortened besides.
+        rank: the smallest and the largest of the subspace.
+
     """
+
+    inside: float | None
+    leak: float | None
+    leak_left: float | None
+    measured: MeasuredLeak | None
+    steps_projected: int
+    steps_held_back: int
+    rank: tuple[int, int] | None
+
+
+def summary(records: Sequence[StepRecord]) -> DefenceSummary:
+    """What happened over all steps: shares of the updates' squares, leaks, and how often a budget bound."""
     seen = [record for record in records if record.inside is not None]
     total = sum(record.update_squared for record in seen)
     ranks = [record.rank for record in seen if record.rank is not None]
-    return {
-        "inside": sum((r.inside or 0.0) * r.update_squared for r in seen) / total if total else None,
-        "leak": root_mean_square(np.array([r.leak for r in seen])) if seen else None,
-        "leak_left": root_mean_square(np.array([r.leak_left for r in seen])) if seen else None,
-        "measured": _measured([record for record in seen if record.leak_applied is not None]),
-        "steps_projected": sum(record.projected > 0 for record in records),
-        "steps_held_back": sum(record.kept < 1 for record in records),
-        "rank": [min(ranks), max(ranks)] if ranks else None,
-    }
+    measured = [record for record in seen if record.leak_applied is not None]
+    return DefenceSummary(
+        inside=sum((r.inside or 0.0) * r.update_squared for r in seen) / total if total else None,
+        leak=_root_mean_square([r.leak for r in seen]),
+        leak_left=_root_mean_square([r.leak_left for r in seen]),
+        measured=_measured(measured),
+        steps_projected=sum(record.projected > 0 for record in records),
+        steps_held_back=sum(record.kept < 1 for record in records),
+        rank=(min(ranks), max(ranks)) if ranks else None,
+    )
 
 
-def _measured(records: Sequence[StepRecord]) -> dict[str, Any] | None:
-    if not records:
-        return None
-    leaks = {name: np.array([getattr(record, name) for record in records]) for name in ("leak", "leak_applied")}
-    return {"steps": len(records)} | {name: root_mean_square(values) for name, values in leaks.items()}
+def _measured(records: Sequence[StepRecord]) -> MeasuredLeak | None:
+    leak = _root_mean_square([record.leak for record in records])
+    applied = _root_mean_square([record.leak_applied for record in records])
+    return None if leak is None or applied is None else MeasuredLeak(len(records), leak, applied)
+
+
+def _root_mean_square(values: Sequence[float | None]) -> float | None:
+    """Root of the mean square; None of nothing."""
+    return float(np.sqrt(np.mean(np.array(values, dtype=float) ** 2))) if values else None

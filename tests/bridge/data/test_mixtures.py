@@ -53,8 +53,8 @@ def test_a_share_is_exactly_that_of_the_mixture(
     chosen = select(files, chatml, count, share, seed)
     assert Counter(s.set for s in chosen.samples) == Counter({"own": own, "other": mixed})
     assert len({s.id for s in chosen.samples}) == len({s.group for s in chosen.samples}) == count
-    assert [len(part["rows"]) for part in chosen.parts] == ([own, mixed] if mixed else [own])
-    assert [part["share"] for part in chosen.parts] == ([own / count, mixed / count] if mixed else [1.0])
+    assert [len(part.rows) for part in chosen.parts] == ([own, mixed] if mixed else [own])
+    assert [part.share for part in chosen.parts] == ([own / count, mixed / count] if mixed else [1.0])
 
 
 @given(own=st.integers(1, 60), other=st.integers(1, 60), share=st.floats(0.001, 0.999))
@@ -76,20 +76,20 @@ def test_samples_are_those_of_their_rows_and_the_parts_name_them(files: tuple[st
     chosen = select(files, chatml, 20, 0.25, seed=3)
     for file, part in zip(files, chosen.parts, strict=True):
         rows = load_rows(file)
-        assert (part["name"], part["sha256"]) == (rows.name, rows.sha256)
-        assert part["rows"] == sorted(part["rows"])
-        wanted = {i: chatml.encode(rows.rows[i - 1], rows.name, 200) for i in part["rows"]}
+        assert (part.name, part.sha256) == (rows.name, rows.sha256)
+        assert part.rows == sorted(part.rows)
+        wanted = {i: chatml.encode(rows.rows[i - 1], rows.name, 200) for i in part.rows}
         got = {s.id: (s.input_ids, s.response_mask) for s in chosen.samples if s.set == rows.name}
         assert got == {s.id: (s.input_ids, s.response_mask) for s in wanted.values()}
     own = encode_rows(load_rows(files[0]), chatml, 15, 200, seed=3)
-    assert chosen.parts[0]["rows"] == [row.line for row in own.rows]
+    assert chosen.parts[0].rows == [row.line for row in own.rows]
 
 
 def test_a_seed_decides_rows_and_order(files: tuple[str, str], chatml: ChatFormat) -> None:
     first = select(files, chatml, 20, 0.25, seed=1)
     assert first == select(files, chatml, 20, 0.25, seed=1)
     other = select(files, chatml, 20, 0.25, seed=2)
-    assert [p["rows"] for p in first.parts] != [p["rows"] for p in other.parts]
+    assert [p.rows for p in first.parts] != [p.rows for p in other.parts]
     sets = [s.set for s in first.samples]
     assert sets != sorted(sets)
     assert sets != sorted(sets, reverse=True)
@@ -102,14 +102,14 @@ def test_sets_of_the_same_size_are_not_drawn_in_step(tmp_path: Path, chatml: Cha
         paths.append(tmp_path / f"{name}.jsonl")
         paths[-1].write_text("\n".join(map(json.dumps, rows)))
     parts = select((str(paths[0]), str(paths[1])), chatml, 20, 0.5).parts
-    assert parts[0]["rows"] != parts[1]["rows"]
+    assert parts[0].rows != parts[1].rows
 
 
 def test_two_files_of_the_same_name_are_told_apart(tmp_path: Path, files: tuple[str, str], chatml: ChatFormat) -> None:
     double = tmp_path / "own.jsonl"
     double.write_text(Path(files[1]).read_text())
     chosen = select((files[0], str(double)), chatml, 20, 0.5)
-    assert [part["name"] for part in chosen.parts] == ["own", "own (mixed in)"]
+    assert [part.name for part in chosen.parts] == ["own", "own (mixed in)"]
     assert len({s.id for s in chosen.samples}) == 20
 
 

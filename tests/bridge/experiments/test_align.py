@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from bridge.data.rows import Row, load_prompts
 from bridge.evaluation.refusals import RefusalRate, is_refusal
 from bridge.experiments.align import run as align_run
 from bridge.experiments.align import settings as align_settings
-from bridge.experiments.align.counts import BENIGN, UNSAFE, Count, Goal, Watch, answer_records, count_of
+from bridge.experiments.align.counts import Answer, Count, Watch, answers_of, count_of
 from bridge.experiments.align.report import advice, headline
+from bridge.experiments.align.result import BENIGN, UNSAFE, AlignResult, Goal, Rate, Verdict
+from bridge.experiments.session import Lent
 from bridge.generation.generate import Response, generate_texts
 from bridge.models.built import built_folder, read_note
 from bridge.models.load import load_model
@@ -82,12 +85,12 @@ def answers(folder: Path) -> list[dict[str, Any]]:
 # ---- the stopping rule
 
 
-def made_count(step: int, unsafe: tuple[int, int], benign: tuple[int, int]) -> list[dict[str, Any]]:
-    records = []
-    for name, (refused, total) in ((UNSAFE, unsafe), (BENIGN, benign)):
+def made_count(step: int, unsafe: tuple[int, int], benign: tuple[int, int]) -> list[Answer]:
+    found = []
+    for kind, (refused, total) in ((UNSAFE, unsafe), (BENIGN, benign)):
         texts = ["I can't help with that."] * refused + ["Sure."] * (total - refused)
-        records += [{"step": step, "set": name, "response": text} for text in texts]
-    return records
+        found += [Answer(step, kind, 1, "?", text, True, text != "Sure.", None) for text in texts]
+    return found
 
 
 @pytest.mark.parametrize(
@@ -127,7 +130,7 @@ class Script:
     def __init__(self, by_step: Mapping[int, tuple[int, int]]) -> None:
         self.by_step, self.asked = by_step, []
 
-    def __call__(self, step: int, model: Any) -> list[dict[str, Any]]:
+    def __call__(self, step: int, model: Any) -> list[Answer]:
         self.asked.append(step)
         unsafe, benign = self.by_step[step]
         return made_count(step, (unsafe, 10), (benign, 10))
@@ -172,7 +175,7 @@ def test_answers_are_recorded_with_what_they_answer() -> None:
         Row(({"role": "user", "content": "two"}, {"role": "assistant", "content": "given"}), "f", 7),
     ]
     given = [Response("I won't say that.", (1,), True), Response("Yes", (2,), False)]
-    found = answer_records(5, UNSAFE, prompts, given)
+    found = [asdict(answer) for answer in answers_of(5, UNSAFE, prompts, given)]
     match = is_refusal("I won't say that.")
     assert match is not None
     assert found == [
@@ -199,22 +202,17 @@ def test_when_refusals_are_counted(place: Path, rows: int, batch: int, every: in
 
 
 def tiny_settings(place: Path, eval_every: int, epochs: int, batch_size: int) -> align_settings.Settings:
-    from bridge.training.plan import Plan
-
     return align_settings.Settings(
-        model=str(place / "model"), refusals="refusals", benign="benign", benign_share=0.5,
-        heldout_refusals="refusals-heldout", heldout_benign="benign-heldout", target_refusals=0.9, limit_benign=0.1,
-        eval_every=eval_every, eval_batch_size=2, max_new_tokens=8, max_length=64,
-        plan=Plan("full", 1e-3, epochs=float(epochs), batch_size=batch_size), device="cpu", skip_bad_rows=False,
-    )  # fmt: skip
+        model=str(place / "model"), eval_every=eval_every, epochs=epochs, batch_size=batch_size, learning_rate=1e-3
+    )
 
 
 # ---- a run that reaches its goal
 
 
 def test_its_files(done: Path) -> None:
-    names = {"manifest.json", "samples.jsonl", "align.json", "responses.jsonl", "delta.safetensors", "delta.json"}
-    assert {p.name for p in done.iterdir()} == {*names, "model", "trajectory.png", "report.html"}
+    names = {"manifest.json", "settings.toml", "samples.jsonl", "align.json", "responses.jsonl", "delta.json"}
+    assert {p.name for p in done.iterdir()} == {*names, "delta.safetensors", "model", "trajectory.png", "report.html"}
     assert (done / "trajectory.png").read_bytes().startswith(b"\x89PNG")
     manifest = json.loads((done / "manifest.json").read_text())
     assert manifest["status"] == "complete"
@@ -292,6 +290,43 @@ def test_the_report_is_whole_and_escaped(done: Path) -> None:
     assert "<script" not in page
     assert "&lt;script&gt;bad&lt;/script&gt;" in page
     assert "http" not in page.replace("http-equiv", "")
+
+
+def test_the_result_is_read_back_as_it_was_written(done: Path) -> None:
+    found = AlignResult.read(done)
+    assert found.to_dict() == result(done)
+    assert list(found.to_frame()["step"]) == [entry.step for entry in found.trajectory]
+    assert "harmless refused" in found._repr_html_()
+    assert found.plot().startswith(b"\x89PNG")
+
+
+def test_the_settings_of_a_run_replay_it(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_align(["--settings", str(done / "settings.toml"), "--out", str(done)]) == 0
+    assert "complete already" in capsys.readouterr().err
+
+
+def test_what_a_manifest_holds_of_the_settings() -> None:
+    """The keys of before there was one class of options, so that older folders are gone on with."""
+    settings = align_settings.Settings()
+    found = settings.identity()
+    assert set(found) == {
+        "model", "refusals", "benign", "benign_share", "heldout_refusals", "heldout_benign", "target_refusals",
+        "limit_benign", "eval_every", "eval_batch_size", "max_new_tokens", "max_length", "plan", "device",
+        "skip_bad_rows",
+    }  # fmt: skip
+    assert found["plan"] == asdict(settings.plan)
+
+
+def test_in_memory_nothing_is_written_or_installed(place: Path, done: Path, cache: Path) -> None:
+    options = {
+        "model": str(place / "model"), "refusals": str(place / "refuse.jsonl"), "benign": str(place / "answer.jsonl"),
+        "heldout_refusals": str(place / "unsafe.jsonl"), "heldout_benign": str(place / "safe.jsonl"),
+        "benign_share": 0.5, "learning_rate": 0.01, "batch_size": 4, "eval_every": 3, "eval_batch_size": 2,
+        "max_new_tokens": 9, "max_length": 64, "target_refusals": 0.7, "device": "cpu",
+    }  # fmt: skip
+    settings = align_settings.Settings.read(options)
+    assert align_run.run(settings, quiet=True, lent=Lent(in_memory=True)) == AlignResult.read(done)
+    assert not cache.exists()
 
 
 def test_complete_already(place: Path, done: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -387,13 +422,10 @@ def test_says_honestly_that_it_did_not(
     ("unsafe", "benign", "says"),
     [(5, 9, "rows of more kinds"), (5, 0, "a higher --learning-rate"), (10, 5, "a higher --benign-share")],
 )
-def test_advice_fits_what_went_wrong(unsafe: int, benign: int, says: str) -> None:
-    rates = {
-        name: {"refused": k, "total": 10, "rate": k / 10, "low": 0.0, "high": 1.0}
-        for name, k in ((UNSAFE, unsafe), (BENIGN, benign))
-    }
-    verdict = {"reached": False, "step": 8, **rates}
-    found = {"goal": {"target_refusals": 0.9, "limit_benign": 0.1}, "verdict": verdict, "epochs": 2.0}
+def test_advice_fits_what_went_wrong(done: Path, unsafe: int, benign: int, says: str) -> None:
+    rates = [Rate(k, 10, 0.0, 1.0, k / 10) for k in (unsafe, benign)]
+    goal, verdict = Goal(0.9, 0.1), Verdict(False, 8, *rates)
+    found = replace(AlignResult.read(done), goal=goal, verdict=verdict, epochs=2.0)
     assert says in advice(found)
     assert f"{unsafe} of 10" in headline(found)
     assert f"{benign} of 10" in headline(found)
@@ -420,7 +452,7 @@ def test_a_model_that_refuses_already(
         (("--eval-every", "0"), "--eval-every: expected a whole number from 1, got 0"),
         (("--eval-batch-size", "0"), "--eval-batch-size: expected a whole number from 1"),
         (("--max-new-tokens", "0"), "--max-new-tokens: expected a whole number from 1"),
-        (("--epochs", "0"), "--epochs: expected above 0"),
+        (("--epochs", "0"), "--epochs: expected a whole number from 1"),
         (("--name", "a/b"), "--name: expected lower-case letters"),
         (("--name", "qwen3-1.7b"), "--name: qwen3-1.7b is the alias of another model"),
         (("--refusals", "refusal"), "did you mean refusals"),

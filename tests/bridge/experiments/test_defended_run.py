@@ -16,8 +16,9 @@ from bridge.estimators.probe import Probe
 from bridge.estimators.taps import select_modules
 from bridge.estimators.theta import Subject
 from bridge.experiments.finetune.defence_report import defence_lines
+from bridge.experiments.finetune.result import FinetuneResult
 from bridge.models.load import LoadedModel, load_model
-from bridge.training.defences.plan import make_defence
+from bridge.training.defences.plan import DefenceOptions
 from commands.errors import UserError
 from tests.bridge.experiments.test_finetune import finetune
 from tests.bridge.support.killed_finetunes import COMPARED, DEFENDED, RESULTS, defence_options, finetune_options
@@ -56,7 +57,7 @@ def test_each_defence(
     found = {kind: defended(llama, method, kind, tmp_path / kind, capsys, *OPTIONS[kind]) for kind in kinds}
     for kind, (record, printed, told) in found.items():
         files = {str(p.relative_to(tmp_path / kind)) for p in (tmp_path / kind).rglob("*") if p.is_file()}
-        assert files == {*COMPARED, *RESULTS[method], *DEFENDED, "manifest.json"}
+        assert files == {*COMPARED, *RESULTS[method], *DEFENDED, "manifest.json", "settings.toml"}
         seen = record["defence"]
         assert (seen["kind"], len(seen["steps"]), record["steps"]) == (kind, 6, 6)
         assert seen["utility_loss"]["probe"]["responses"] == 4
@@ -81,7 +82,7 @@ def test_each_defence(
         summary = found[kind][0]["defence"]["summary"]
         assert summary["measured"]["steps"] == 3
         assert 0 < summary["measured"]["leak_applied"] < 1e-2 * summary["measured"]["leak"]
-        meanings = {name: meaning for name, _, meaning in defence_lines(found[kind][0]["defence"])}
+        meanings = {name: meaning for name, _, meaning in defence_lines(FinetuneResult.read(tmp_path / kind).defence)}
         assert meanings["leak of an update"].endswith("by the gram, after projection, over the 6 projected steps")
         assert meanings["leak as applied"].startswith("measured with rounding at 3 of these steps")
     budget = found["budget"][0]["defence"]
@@ -177,16 +178,19 @@ def test_bad_input_is_one_line(
 
 
 def test_the_plan_of_the_options() -> None:
-    assert make_defence("none", None) is None
-    watching = make_defence("none", "mine.jsonl", num_skill=3)
+    assert DefenceOptions().defence is None
+    watching = DefenceOptions(skill="mine.jsonl", num_skill=3).defence
     assert watching is not None
     assert (watching.kind, watching.skill, watching.num_skill, watching.refresh) == ("none", "mine.jsonl", 3, 1)
-    assert make_defence("budget", None, max_utility_loss=1.0).measure_every == 1  # type: ignore[union-attr]
-    tracked = make_defence("tracked", None, refresh=None)
+    budget = DefenceOptions(defend="budget", max_utility_loss=1.0)
+    budget.check()
+    assert budget.defence is not None
+    assert budget.defence.measure_every == 1
+    tracked = DefenceOptions(defend="tracked").defence
     assert tracked is not None
     assert tracked.skill == "refusals"
     with pytest.raises(UserError, match="held-out"):
-        make_defence("tracked", None, held_out=-1)
+        DefenceOptions(defend="tracked", held_out=-1).check()
 
 
 def test_the_training_rows_do_not_depend_on_the_defence(

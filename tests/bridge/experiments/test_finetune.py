@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from bridge.experiments.finetune.result import FinetuneResult
 from bridge.experiments.finetune.run import run
 from bridge.experiments.finetune.settings import Settings, parse_overrides
+from bridge.experiments.session import Lent
 from bridge.finetune import MEMORY_ADVICE, main
 from bridge.models.load import load_model
 from bridge.training.presets import DEFAULT_PRESET, PRESETS, describe, make_plan, sources
@@ -19,7 +22,7 @@ from bridge.training.tuning import parameter_kinds
 from commands.cli import run_command
 from commands.errors import UserError
 from commands.options import command_of
-from tests.bridge.support.killed_finetunes import COMPARED, RESULTS, finetune_options
+from tests.bridge.support.killed_finetunes import COMPARED, RESULTS, defence_options, finetune_options
 from tests.bridge.support.tiny_models import tiny_gpt2_model, tiny_llama_model
 from tests.bridge.support.tiny_runs import SCRIPT, make_workplace, write_rows
 
@@ -59,7 +62,7 @@ def test_a_run_and_the_same_command_again(
     code, printed, told = finetune(capsys, *arguments)
     assert code == 0, told
     files = {str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run").rglob("*") if p.is_file()}
-    assert files == {*COMPARED, *RESULTS[method], "manifest.json"}
+    assert files == {*COMPARED, *RESULTS[method], "manifest.json", "settings.toml"}
     found = json.loads((tmp_path / "run" / "finetune.json").read_text())
     assert (found["steps"], found["epochs"], len(found["losses"]), found["rows"]) == (6, 2.0, 6, 5)
     assert (found["first_loss"], found["last_loss"]) == (found["losses"][0], found["losses"][-1])
@@ -192,8 +195,8 @@ def test_other_settings_in_the_same_folder_are_refused(
         (("--mix", "bening", "--share", "0.2"), "--mix: unknown data set 'bening'"),
         (("--method", "half"), "--method"),
         (("--preset", "papers"), "--preset: expected one of alignment-collapse, safety-subspaces, got 'papers'"),
-        (("--learning-rate", "0"), "--learning-rate: expected above 0 and at most 1, got 0.0"),
-        (("--learning-rate", "nan"), "--learning-rate: expected above 0"),
+        (("--learning-rate", "0"), "--learning-rate: expected a number above 0 to 1, got 0.0"),
+        (("--learning-rate", "nan"), "--learning-rate: expected a number above 0"),
         (("--batch-size", "4", "--micro-batch-size", "3"), "--micro-batch-size: expected a divisor"),
         (("--dtype", "bfloat16"), "--dtype: expected float32 or float64"),
         (("--device", "tpu"), "unknown device 'tpu'"),
@@ -233,16 +236,51 @@ def test_a_run_that_diverges_says_where(llama: Path, tmp_path: Path, capsys: pyt
 
 
 def test_settings_without_the_command_line(llama: Path, tmp_path: Path) -> None:
-    settings = Settings(
-        model=str(llama / "model"), data=str(llama / "finetune.jsonl"), rows=0, mix=None, share=0.0, max_length=64,
-        preset=DEFAULT_PRESET, plan=make_plan(DEFAULT_PRESET, "lora", {"max_steps": 1}, {}), dtype="float64",
-        device="cpu", skip_bad_rows=False,
-    )  # fmt: skip
-    folder = run(settings, tmp_path / "run", quiet=True)
-    found = json.loads((folder / "finetune.json").read_text())
-    assert found["rows"] == 7  # all of them
-    manifest = json.loads((folder / "manifest.json").read_text())
+    options = {"model": str(llama / "model"), "data": str(llama / "finetune.jsonl"), "rows": 0, "max_length": 64}
+    settings = Settings.read({**options, "max_steps": 1, "dtype": "float64", "device": "cpu"})
+    found = run(settings, tmp_path / "run", quiet=True)
+    assert found.rows == 7  # all of them
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert (manifest["status"], manifest["settings"]["dtype"]) == ("complete", "float64")
+    assert found == FinetuneResult.read(tmp_path / "run")
+    assert found == replace(run(settings, quiet=True, lent=Lent(in_memory=True)), seconds=found.seconds)
+
+
+def test_the_settings_of_a_run_replay_it(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ("--max-steps", "1", "--set", "lr_scheduler_kwargs=null", "--set", "optim=sgd", "--mix", "benign")
+    out = ("--out", str(tmp_path / "run"))
+    code, printed, told = finetune(capsys, *finetune_options(llama, "lora", tmp_path / "run", *more, "--share", "0.2"))
+    assert code == 0, told
+    code, again, told = finetune(capsys, "--settings", str(tmp_path / "run" / "settings.toml"), *out)
+    assert (code, again) == (0, printed)
+    assert told.startswith("complete already: ")
+
+
+def test_the_result_is_read_back_as_it_was_written(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = defence_options(llama, "static")
+    assert finetune(capsys, *finetune_options(llama, "lora", tmp_path / "run", *more))[0] == 0
+    result = FinetuneResult.read(tmp_path / "run")
+    assert result.to_dict() == json.loads((tmp_path / "run" / "finetune.json").read_text())
+    assert list(result.to_frame()["loss"]) == result.losses
+    assert "update norm" in result._repr_html_()
+    assert result.plot("defence").startswith(b"\x89PNG")
+
+
+def test_what_a_manifest_holds_of_the_settings() -> None:
+    """The keys of before there was one class of options, so that older folders are gone on with."""
+    settings = Settings(defend="tracked", max_steps=2, override={"optim": "sgd", "bf16": True})
+    found = settings.identity()
+    assert set(found) == {
+        "model", "data", "rows", "mix", "share", "max_length", "preset", "plan", "dtype", "device", "skip_bad_rows",
+        "defence",
+    }  # fmt: skip
+    assert found["plan"] == asdict(settings.plan)
+    assert (settings.plan.optimizer, settings.plan.overrides) == ("sgd", {"bf16": True})
+    assert settings.defence is not None
+    assert found["defence"] == asdict(settings.defence)
+    assert Settings().identity()["defence"] is None
 
 
 # ------------------------------------------------------------------------------------------------ presets

@@ -7,6 +7,7 @@ and the expectation over responses is exact.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from bridge.estimators.taps import select_modules
 from bridge.estimators.theta import Subject
 from bridge.training.defences.defence import Defence
 from bridge.training.defences.plan import Kind
-from bridge.training.defences.record import StepRecord, summary
+from bridge.training.defences.record import DefenceSummary, StepRecord, summary
 from commands.errors import UserError
 from tests.bridge.conftest import random_samples
 from tests.bridge.support.tiny_models import VOCABULARY, tiny_gpt2_model
@@ -228,7 +229,8 @@ def test_the_leak_left_under_a_budget_is_that_of_the_update_that_was_applied(
     partly = [record for record in seen if (record.kept if held_back else record.projected) < 1]
     assert any((record.leak_left or 0.0) > 1e-3 * (record.leak or 0.0) for record in partly)
     found = summary(defence.records)
-    assert found["measured"]["steps"] == found["steps_projected"] == len(seen)
+    assert found.measured is not None
+    assert found.measured.steps == found.steps_projected == len(seen)
 
 
 def test_what_is_done_on_a_gpu_is_waited_for_before_time_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,10 +268,7 @@ def test_a_budget_that_is_never_reached_changes_nothing() -> None:
     other = Tiny()
     other.descend(Defence("none", other.probe), 6, 0.1)
     assert torch.equal(tiny.theta, other.theta)
-    assert summary(defence.records) == {
-        "inside": None, "leak": None, "leak_left": None, "measured": None, "steps_projected": 0, "steps_held_back": 0,
-        "rank": None,
-    }  # fmt: skip
+    assert summary(defence.records) == DefenceSummary(None, None, None, None, 0, 0, None)
 
 
 def test_a_budget_that_no_projection_keeps_holds_the_step_back() -> None:
@@ -278,7 +277,7 @@ def test_a_budget_that_no_projection_keeps_holds_the_step_back() -> None:
     assert all(record.utility_loss <= 1e-9 for record in defence.records)  # type: ignore[operator]
     assert all(record.projected == 1.0 and record.kept < 1.0 for record in defence.records)
     assert tiny.utility_loss() <= 1e-9
-    assert summary(defence.records)["steps_held_back"] == 2
+    assert summary(defence.records).steps_held_back == 2
     record = defence.records[0]
     old = Tiny().theta
     projected = -0.3 * (torch.eye(len(old), dtype=torch.float64) - tiny.projector(old)) @ Tiny().oracle_gradient()
@@ -356,7 +355,7 @@ def test_an_update_of_zero_and_scores_of_zero() -> None:
     defence.before_step(0)
     defence.after_step(0)
     assert torch.equal(tiny.theta, before)
-    assert defence.records == [StepRecord(1, 0.0, utility_loss=0.0)]
+    assert defence.records == [StepRecord.untouched(1, 0.0, utility_loss=0.0)]
     still = Tiny()
     still.model.lm_head.weight.data.zero_()
     defence = Defence("static", Probe(still.probe.subject, SKILL))
@@ -376,13 +375,14 @@ def test_options_that_no_defence_can_have(options: dict[str, Any]) -> None:
 
 def test_the_summary_weighs_steps_by_their_updates() -> None:
     records: Sequence[StepRecord] = [
-        StepRecord(1, 4.0, 0.5, 3.0, 0.0, 1.0, 1.0, 7, leak_applied=0.1),
-        StepRecord(2, 12.0, 0.1, 4.0, 1.0, 1.0, 0.5, 5),
-        StepRecord(3, 9.0),
+        StepRecord(1, 4.0, 0.5, 3.0, 0.0, 1.0, 1.0, 7, None, 0.1),
+        StepRecord(2, 12.0, 0.1, 4.0, 1.0, 1.0, 0.5, 5, None, None),
+        StepRecord.untouched(3, 9.0),
     ]
     found = summary(records)
-    assert found["inside"] == pytest.approx((2.0 + 1.2) / 16)
-    assert found["leak"] == pytest.approx(np.sqrt(12.5))
-    assert found["leak_left"] == pytest.approx(np.sqrt(0.5))
-    assert found["measured"] == {"steps": 1, "leak": pytest.approx(3.0), "leak_applied": pytest.approx(0.1)}
-    assert (found["steps_projected"], found["steps_held_back"], found["rank"]) == (2, 1, [5, 7])
+    assert found.inside == pytest.approx((2.0 + 1.2) / 16)
+    assert found.leak == pytest.approx(np.sqrt(12.5))
+    assert found.leak_left == pytest.approx(np.sqrt(0.5))
+    assert found.measured is not None
+    assert asdict(found.measured) == pytest.approx({"steps": 1, "leak": 3.0, "leak_applied": 0.1})
+    assert (found.steps_projected, found.steps_held_back, found.rank) == (2, 1, (5, 7))

@@ -289,7 +289,7 @@ def test_no_samples_and_a_model_without_adapters(run: Run) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"learning_rate": 0.0}, "--learning-rate: expected above 0 and at most 1, got 0.0"),
+        ({"learning_rate": 0.0}, "--learning-rate: expected a number above 0 to 1, got 0.0"),
         ({"learning_rate": float("nan")}, "--learning-rate"),
         ({"epochs": 0.0}, "--epochs"),
         ({"max_steps": 0}, "--max-steps"),
