@@ -113,6 +113,12 @@ class Part:
         """Path of a checkpoint file of this part."""
         return self.of.checkpoint(f"{self.name}-{name}")
 
+    def discard(self) -> None:
+        """Delete the checkpoints of this part."""
+        pattern = self.checkpoint("*")
+        for file in pattern.parent.glob(pattern.name):
+            file.unlink()
+
 
 @runtime_checkable
 class Folder(Checkpoints, Protocol):

@@ -72,6 +72,27 @@ def token_hash(samples: Sequence[Sample]) -> str:
     return short_hash([[s.id, s.input_ids, s.response_mask, s.group] for s in samples])
 
 
+def choose(
+    option: str,
+    rows: RowSet,
+    chat: ChatFormat,
+    *,
+    count: int | None,
+    max_length: int,
+    seed: int,
+    skip_bad_rows: bool,
+    progress: Progress,
+) -> EncodedRows:
+    """Choose and tokenise rows; errors name the option that gave them, and skipped rows are told."""
+    try:
+        encoded = encode_rows(rows, chat, count, max_length, seed, skip_bad_rows)
+    except UserError as error:
+        raise UserError(f"{option}: {error}") from error
+    for line in encoded.skipped:
+        progress.say(f"left out: {line}")
+    return encoded
+
+
 def encode(
     option: str,
     rows: RowSet,
@@ -83,14 +104,12 @@ def encode(
     skip_bad_rows: bool,
     progress: Progress,
 ) -> list[Sample]:
-    """Choose and tokenise rows; errors name the option that gave them, and skipped rows are told."""
-    try:
-        encoded = encode_rows(rows, chat, count, max_length, seed, skip_bad_rows)
-    except UserError as error:
-        raise UserError(f"{option}: {error}") from error
-    for line in encoded.skipped:
-        progress.say(f"left out: {line}")
-    return list(encoded.samples)
+    """The samples of the rows that `choose` chooses."""
+    chosen = choose(
+        option, rows, chat, count=count, max_length=max_length, seed=seed, skip_bad_rows=skip_bad_rows,
+        progress=progress,
+    )  # fmt: skip
+    return list(chosen.samples)
 
 
 def check_positions(limit: int | None, whole: Sequence[Sample], answered: Sequence[Sample], new_tokens: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 
 from bridge.data.samples import Sample, collate
+from commands.progress import Progress
+from commands.runs import Arrays, arrays_of
+from commands.store import Checkpoints
 
 
 @dataclass(frozen=True)
@@ -99,3 +102,16 @@ def in_sample_order(parts: Sequence[Mapping[str, np.ndarray]], batches: Sequence
     """Arrays of all batches, one value a sample, joined in the samples' order; one part a batch or a few."""
     order = np.argsort([i for batch in batches for i in batch.indices])
     return {key: np.concatenate([part[key] for part in parts])[order] for key in parts[0]}
+
+
+def by_batch(
+    batches: Sequence[Batch],
+    compute: Callable[[Batch], Arrays],
+    folder: Checkpoints,
+    stage: str,
+    progress: Progress,
+    pattern: str,
+) -> Arrays:
+    """Arrays of one value a sample, in the samples' order; each batch is computed once (`commands.runs.kept`)."""
+    parts = arrays_of(range(len(batches)), lambda number: compute(batches[number]), folder, stage, progress, pattern)
+    return in_sample_order(list(parts.values()), batches)

@@ -12,7 +12,7 @@ v = M sum_r s_r / T. Scores are formed one module and some rows of its weight at
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from bridge.data.samples import Sample
 from bridge.estimators import taps
-from bridge.estimators.batches import Batch, in_sample_order, log_probabilities, response_logits, sum_by_row
+from bridge.estimators.batches import Batch, by_batch, log_probabilities, response_logits, sum_by_row
 from bridge.estimators.curvature import Direction
 from bridge.estimators.first_order import first_order
 from bridge.estimators.scores import blocks_at_once, modules_at_once
@@ -30,6 +30,7 @@ from bridge.estimators.theta import Subject
 from bridge.models import blocks as models_blocks
 from commands.errors import UserError
 from commands.progress import Progress
+from commands.runs import Arrays, kept, numbered
 from commands.store import Checkpoints, read_arrays, write_arrays
 from theory.risk import RowParts
 
@@ -74,20 +75,20 @@ def measure_row_products(
     """
     pairs = _Pair(subject.batches(skill), subject.batches(rows))
     blocks = models_blocks.group_by_block(list(subject.modules))
-    files = {block: folder.checkpoint(f"rows-{k}.npz") for k, block in enumerate(blocks)}
-    size, order = blocks_at_once(subject, pairs.batches), list(blocks)
-    done = sum(file.exists() for file in files.values())
-    with progress.stage("scores of the rows", 2 * len(blocks), 2 * done) as tick:
-        for first in range(0, len(order), size):
-            missing = [block for block in order[first : first + size] if not files[block].exists()]
-            if not missing:
-                continue
-            tape = taps.record(subject.model, missing, pairs.batches)
-            for block in missing:
-                tick()
-                write_arrays(files[block], _block(subject, block, blocks[block], tape, pairs, preconditioner))
-                tick()
-    return _joined([read_arrays(files[block]) for block in order], list(subject.modules), rows)
+    order, size = list(blocks), blocks_at_once(subject, pairs.batches)
+    files = numbered(folder, order, "rows-{}.npz")
+    tape = taps.Tape()
+
+    def forms(block: str) -> Arrays:
+        if block not in tape.records:
+            first = order.index(block) // size * size
+            together = zip(order[first : first + size], files[first : first + size], strict=True)
+            missing = [name for name, file in together if not file.exists()]
+            tape.records.update(taps.record(subject.model, missing, pairs.batches).records)
+        return _block(subject, block, blocks[block], tape, pairs, preconditioner)
+
+    done = kept(order, forms, files, "scores of the rows", progress, write=write_arrays, read=read_arrays)
+    return _joined([arrays for _, arrays in done], list(subject.modules), rows)
 
 
 @dataclass(frozen=True)
@@ -102,10 +103,10 @@ class _Pair:
         return [*self.skill, *self.rows]
 
 
-def _joined(found: Sequence[Mapping[str, np.ndarray]], names: Sequence[str], rows: Sequence[Sample]) -> RowProducts:
+def _joined(blocks: Sequence[Arrays], names: Sequence[str], rows: Sequence[Sample]) -> RowProducts:
     """The blocks' sums put together."""
-    arrays = {key: array for block in found for key, array in block.items()}
-    sums = {form: np.sum([block[form] for block in found], axis=0) for form in _FORMS}
+    arrays = {key: array for block in blocks for key, array in block.items()}
+    sums = {form: np.sum([block[form] for block in blocks], axis=0) for form in _FORMS}
     if not all(np.isfinite(total).all() for total in sums.values()):
         raise UserError("expected finite scores of the rows, got inf or nan: use --dtype float32")
     tokens = np.array([sum(row.response_mask) for row in rows])
@@ -124,9 +125,9 @@ def _block(
     tape: taps.Tape,
     pairs: _Pair,
     preconditioner: Direction | None,
-) -> dict[str, np.ndarray]:
+) -> Arrays:
     """The forms summed over a block's modules, and every module's own part of the whole set's."""
-    found: dict[str, np.ndarray] = {}
+    sums: Arrays = {}
     records = tape.records.pop(block)
     for group in modules_at_once(subject, names, pairs.batches):
         modules = {name: subject.modules[name] for name in group}
@@ -135,10 +136,10 @@ def _block(
             scale = None if preconditioner is None else preconditioner[name]
             forms = _contract(tapped.pop(name), pairs, modules[name], scale, subject.chunk_bytes)
             for form, values in forms.items():
-                found[form] = found.get(form, 0.0) + values
-            found[f"{name}/velocity"] = forms["skill"].sum(axis=1)
-            found[f"{name}/norm"] = forms["norm"].sum()
-    return found
+                sums[form] = sums.get(form, 0.0) + values
+            sums[f"{name}/velocity"] = forms["skill"].sum(axis=1)
+            sums[f"{name}/norm"] = forms["norm"].sum()
+    return sums
 
 
 def _contract(
@@ -147,7 +148,7 @@ def _contract(
     module: torch.nn.Module,
     scale: Tensor | None,
     chunk_bytes: int,
-) -> dict[str, np.ndarray]:
+) -> Arrays:
     """The three forms of one module, in the samples' and the rows' own orders."""
     orders = [np.argsort([i for batch in part for i in batch.indices]) for part in (pairs.skill, pairs.rows)]
     count, total = len(orders[0]), sum(map(len, orders))
@@ -164,10 +165,10 @@ def _contract(
             sums["decrease"] += (rows @ moved.T).double()
     if scale is None:
         sums["decrease"] = sums["norm"]
-    found = {form: values.cpu().numpy() for form, values in sums.items()}
+    totals = {form: values.cpu().numpy() for form, values in sums.items()}
     mine, theirs = orders
-    skill_part = found["skill"][mine][:, theirs]
-    squares = {form: found[form][theirs][:, theirs] for form in ("decrease", "norm")}
+    skill_part = totals["skill"][mine][:, theirs]
+    squares = {form: totals[form][theirs][:, theirs] for form in ("decrease", "norm")}
     # the product of a matrix with itself rounds asymmetrically
     return {"skill": skill_part} | {form: (square + square.T) / 2 for form, square in squares.items()}
 
@@ -179,14 +180,14 @@ def measure_row_losses(
     subject: Subject, rows: Sequence[Sample], folder: Checkpoints, progress: Progress
 ) -> Float[np.ndarray, " R"]:
     """Negative log-likelihood of every row's response, summed over its tokens, in nats."""
-    batches = subject.batches(rows)
 
     @torch.no_grad()
-    def body(batch: Batch) -> dict[str, np.ndarray]:
+    def losses(batch: Batch) -> Arrays:
         logits = response_logits(subject.model, batch).double()
         return {"loss": -sum_by_row(log_probabilities(logits, batch), batch).cpu().numpy()}
 
-    return _by_batch("losses of the rows", "losses", batches, body, folder, progress)["loss"]
+    stage = "losses of the rows"
+    return by_batch(subject.batches(rows), losses, folder, stage, progress, "losses-{}.npz")["loss"]
 
 
 def measure_exact_leak(
@@ -202,35 +203,13 @@ def measure_exact_leak(
 
     """
     tangents = {f"{name}.weight": part for name, part in velocity.items()}
-    batches = subject.batches(skill)
-    found = _by_batch(
-        "motion of the policy",
-        "motion",
-        batches,
-        lambda batch: first_order(subject.model, tangents, batch),
-        folder,
-        progress,
-    )
-    if not all(np.isfinite(values).all() for values in found.values()):
+
+    def motion(batch: Batch) -> Arrays:
+        return first_order(subject.model, tangents, batch)
+
+    derivatives = by_batch(subject.batches(skill), motion, folder, "motion of the policy", progress, "motion-{}.npz")
+    if not all(np.isfinite(values).all() for values in derivatives.values()):
         raise UserError(
             "expected finite derivatives of the logits along the update, got inf or nan: use --dtype float32"
         )
-    return found
-
-
-def _by_batch(
-    stage: str,
-    name: str,
-    batches: Sequence[Batch],
-    body: Callable[[Batch], dict[str, np.ndarray]],
-    folder: Checkpoints,
-    progress: Progress,
-) -> dict[str, np.ndarray]:
-    """One value a sample of every array that body gives for a batch; finished batches are kept."""
-    files = [folder.checkpoint(f"{name}-{k}.npz") for k in range(len(batches))]
-    with progress.stage(stage, len(files), sum(file.exists() for file in files)) as tick:
-        for batch, file in zip(batches, files, strict=True):
-            if not file.exists():
-                write_arrays(file, body(batch))
-                tick()
-    return in_sample_order([read_arrays(file) for file in files], batches)
+    return derivatives

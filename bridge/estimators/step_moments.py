@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 from torch.func import jvp
 
 from bridge.data.samples import Sample
-from bridge.estimators.batches import Batch, in_sample_order, response_logits, sum_by_row
+from bridge.estimators.batches import Batch, by_batch, response_logits, sum_by_row
 from bridge.estimators.curvature import twice_differentiable_attention
 from bridge.estimators.jets import moving_weights, parts_of
 from bridge.estimators.output_space import reduce_tokens
@@ -26,7 +25,8 @@ from bridge.estimators.theta import Subject
 from bridge.estimators.update import Update
 from commands.errors import UserError
 from commands.progress import Progress
-from commands.store import Checkpoints, read_arrays, write_arrays
+from commands.runs import Arrays
+from commands.store import Checkpoints
 
 _CHUNK_BYTES = 4 * 2**20  # of one float64 working array: small enough to stay in the cache
 
@@ -60,33 +60,30 @@ def measure_step_moments(
         UserError: if a derivative is not finite.
 
     """
-    batches = subject.batches(samples)
-    files = [folder.checkpoint(f"steps-{k}.npz") for k in range(len(batches))]
-    with progress.stage("prediction", len(batches), sum(file.exists() for file in files)) as tick:
-        for batch, file in zip(batches, files, strict=True):
-            if not file.exists():
-                write_arrays(file, _of_batch(subject, update, batch, times, shares))
-                tick()
-    found = in_sample_order([read_arrays(file) for file in files], batches)
-    if not all(np.isfinite(values).all() for values in found.values()):
+
+    def moments(batch: Batch) -> Arrays:
+        return _of_batch(subject, update, batch, times, shares)
+
+    sums = by_batch(subject.batches(samples), moments, folder, "prediction", progress, "steps-{}.npz")
+    if not all(np.isfinite(values).all() for values in sums.values()):
         raise UserError("expected finite derivatives of the logits along the path, got inf or nan: use --dtype float32")
-    return StepMoments(**found)
+    return StepMoments(**sums)
 
 
 @torch.no_grad()
 def _of_batch(
     subject: Subject, update: Update, batch: Batch, times: Float[np.ndarray, " T"], shares: Float[np.ndarray, " T"]
-) -> dict[str, np.ndarray]:
+) -> Arrays:
     with moving_weights(subject.modules, update.velocity, update.acceleration):
         logits, first, second = parts_of(response_logits(subject.model, batch))
     bent = _along_acceleration(subject, update, batch)
     rows = max(1, _CHUNK_BYTES // (8 * logits.shape[1]))
-    at = [torch.tensor([t], dtype=torch.float64) for t in times.tolist()]
+    instants = [torch.tensor([t], dtype=torch.float64) for t in times.tolist()]
     parts: list[Tensor] = []
     for k in range(0, logits.shape[0], rows):
         chosen = slice(k, k + rows)
         columns = []
-        for t, share in zip(at, shares.tolist(), strict=True):
+        for t, share in zip(instants, shares.tolist(), strict=True):
             moved = second[chosen].double() - (1 - share) * bent[chosen].double()
             sums, loss = reduce_tokens(logits[chosen], first[chosen], moved, batch.target[chosen], t)
             columns.append(torch.stack([sums[2], sums[4], sums[3], loss[0]]))
@@ -104,6 +101,6 @@ def _along_acceleration(subject: Subject, update: Update, batch: Batch) -> Tenso
     weights = {f"{name}.weight": weight for name, weight in subject.weights.items()}
     tangents = {f"{name}.weight": update.acceleration[name].to(w.dtype) for name, w in subject.weights.items()}
     with twice_differentiable_attention():  # the fused kernels have no forward mode
-        found: Any = jvp(lambda moved: response_logits(subject.model, batch, moved), (weights,), (tangents,))
-    derivative: Tensor = found[1]
+        derivative = jvp(lambda moved: response_logits(subject.model, batch, moved), (weights,), (tangents,))[1]
+    assert isinstance(derivative, Tensor)
     return derivative

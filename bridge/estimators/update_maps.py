@@ -4,6 +4,11 @@ Gradient descent has N = 1, AdamW with its second moments held fixed N = M (diag
 N = c^2 (.) A^T A: with W = W_0 + c B A, c = alpha / r and B = 0, the path of gradient descent on (A, B) agrees to
 second order with the flow preconditioned by A^T A, because A itself moves at second order only and B A then at third.
 The path's velocity is v = -N g and its acceleration a = N H N g = -N (H v), whatever N.
+
+Without its part in the skill's sensitive directions an update has N' = (I - P) N, static: the projector stays that of
+the base. P b = S^T C S b with S the scores of N samples at the base and C the small matrix of the top-d eigenvectors
+of their gram. P belongs to these N samples: an update orthogonal to their scores still moves other samples of the same
+skill, and so in-sample orthogonality overstates how harmless it is.
 """
 
 from __future__ import annotations
@@ -11,12 +16,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from bridge.estimators.curvature import Direction, times
-from bridge.estimators.overlap_removal import Removal
+from bridge.estimators.probe import Probe
+from theory.projection_coefficients import SnapshotProjector
 
 
 class UpdateMap(ABC):
@@ -86,6 +93,23 @@ class LowRank(UpdateMap):
             else:
                 out[name] = self.scale * (((part @ right.T) * values) @ right)
         return out
+
+
+@dataclass(frozen=True)
+class Removal:
+    """I - P. The base's weights must be in place when it is applied.
+
+    probe: the model and the N samples; projector: C.
+    """
+
+    probe: Probe
+    projector: SnapshotProjector
+
+    def apply(self, direction: Direction) -> Direction:
+        """(I - P) b."""
+        inner = self.probe.inner(direction.get)[0]
+        inside = self.probe.weighted_scores(self.projector.coefficients(inner))
+        return {name: part - inside[name].to(part.dtype) for name, part in direction.items()}
 
 
 class WithoutOverlap(UpdateMap):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bridge.data.sets import NAMED_SETS
@@ -60,21 +60,25 @@ def labelled_deltas(specs: list[str], option: str = "delta") -> dict[str, str]:
     return found
 
 
-def labelled_candidates(specs: Sequence[str]) -> dict[str, str]:
+def labelled_candidates(specs: str | Sequence[str], known: Mapping[str, str] | None = None) -> dict[str, str]:
     """Candidate sets by label: [LABEL=]SPEC, where SPEC is a NAME, NAME=FILE or FILE; files go by their stem.
+
+    Args:
+        specs: one of them, or several.
+        known: those that have their labels already, which come first.
 
     Raises:
         UserError: two sets of one label, or a label that is none.
 
     """
-    found: dict[str, str] = {}
-    for text in specs:
+    sets = dict(known or {})
+    for text in [specs] if isinstance(specs, str) else specs:
         label, spec = _label_and_spec(text)
         usable = re.fullmatch(r"[\w.+ -]{1,60}", label) is not None
         require(usable, "candidates", "a label of letters, digits and . + - _ (LABEL=SET)", repr(label))
-        require(label not in found, "candidates", "different labels (LABEL=SET)", f"{label} twice")
-        found[label] = spec
-    return found
+        require(label not in sets, "candidates", "different labels (LABEL=SET)", f"{label} twice")
+        sets[label] = spec
+    return sets
 
 
 def _label_and_spec(text: str) -> tuple[str, str]:

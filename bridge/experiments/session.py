@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from bridge.data.chat import ChatFormat
-from bridge.data.encode import check_positions, encode, token_hash
+from bridge.data.encode import EncodedRows, check_positions, choose, token_hash
 from bridge.data.rows import RowSet, load_rows
 from bridge.data.samples import Sample
 from bridge.estimators.taps import probe
@@ -137,13 +137,17 @@ class Session:
         except UserError as error:
             raise UserError(f"--{option}: {error}") from error
 
-    def encode(self, option: str, rows: RowSet, count: int | None) -> list[Sample]:
+    def choose(self, option: str, rows: RowSet, count: int | None) -> EncodedRows:
         """Some rows of a set (None: all), chosen by the seed and tokenised."""
         asked = self.options
-        return encode(
+        return choose(
             f"--{option}", rows, self.chat, count=count, max_length=asked.max_length, seed=asked.seed,
             skip_bad_rows=asked.skip_bad_rows, progress=self.progress,
         )  # fmt: skip
+
+    def encode(self, option: str, rows: RowSet, count: int | None) -> list[Sample]:
+        """The samples of the rows that `choose` chooses."""
+        return list(self.choose(option, rows, count).samples)
 
     def check_positions(self, whole: Sequence[Sample], answered: Sequence[Sample] = (), new_tokens: int = 0) -> None:
         """Refuse rows, or prompts with the tokens drawn after them, beyond the model's last position."""

@@ -73,8 +73,8 @@ class Result:
 
         try:
             found = json.loads(content)
-            version = found.pop("schema_version")
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            version = found.pop("schema_version", 1)  # the first pilots had none
+        except (ValueError, AttributeError, TypeError) as error:
             raise UserError(f"{source} is no result of a run ({error}); delete the folder and run again") from error
         if version != cls.FORMAT:
             raise UserError(f"{source}: expected format {cls.FORMAT}, got {version}; another version wrote it")

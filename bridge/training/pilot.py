@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,17 +22,77 @@ from bridge.deltas.factors import dense_inner
 from bridge.estimators.batches import Batch
 from bridge.estimators.utility_loss import measure_utility_loss
 from bridge.models.load import LoadedModel
-from bridge.training.plan import Plan, TrainingLog
+from bridge.reports.results import Result
+from bridge.training.plan import Method, Plan, TrainingLog
 from bridge.training.train import train, with_lora
 from commands.errors import UserError
 from commands.progress import Progress
-from commands.store import Part, RunFolder, write_json
+from commands.store import Checkpoints, Part, write_json
 from theory.damage_forecast import forecast_end
 from theory.pilot_forecast import LEVEL, Forecast, forecasts
 
 _EVERY_STEP = 10  # up to here; then each further measured step is a quarter later
 _GROWTH = 1.25
 _FULL_POINTS = 6  # further measured steps where the full run is made
+
+
+DRIFTING = "drifting power law"
+"""Name of the forecast that lets the exponent wander."""
+
+
+@dataclass(frozen=True)
+class MeasuredPoint:
+    """The skill after a number of optimizer steps, and whether that is one of the pilot's; see `PilotPoint`."""
+
+    step: int
+    accumulated: float
+    displacement: float
+    finetuning_loss: float
+    utility_loss: float
+    pilot: bool
+
+
+@dataclass(frozen=True)
+class ComparedForecast(Forecast):
+    """A forecast of the end, over what happened where the full run was made."""
+
+    ratio: float | None
+
+
+@dataclass(frozen=True)
+class PilotResult(Result):
+    """What the pilot's steps measured, and what they forecast of the end of the run.
+
+    Attributes:
+        pilot_steps: steps of the pilot, of `steps` in all.
+        accumulated: sum of the learning rates of all steps.
+        points: what was measured, the full run's among them.
+        forecasts: by method.
+        happened: the utility loss at the end, where the full run was made.
+
+    """
+
+    FILE: ClassVar[str] = "pilot.json"
+
+    method: Method
+    optimizer: str
+    scheduler: str
+    learning_rate: float
+    pilot_steps: int
+    steps: int
+    accumulated: float
+    points: list[MeasuredPoint]
+    forecasts: dict[str, ComparedForecast]
+    happened: float | None
+
+    @property
+    def last_step(self) -> MeasuredPoint:
+        """The last of the pilot's own points."""
+        return [point for point in self.points if point.pilot][-1]
+
+    def records(self) -> list[dict[str, object]]:
+        """A row a forecast."""
+        return [asdict(forecast) for forecast in self.forecasts.values()]
 
 
 @dataclass(frozen=True)
@@ -80,7 +140,7 @@ def run_pilot(
     pilot_steps: int,
     full: bool,
     memory_bytes: int,
-    folder: RunFolder,
+    folder: Checkpoints,
     progress: Progress,
 ) -> tuple[list[PilotPoint], TrainingLog]:
     """Train for the pilot's steps, or to the end, and measure the utility loss along the way.
@@ -95,7 +155,7 @@ def run_pilot(
         pilot_steps: after how many steps a pilot ends.
         full: go on to the end of the plan.
         memory_bytes: what may be kept between passes.
-        folder: run folder, which keeps the training's checkpoints and the measured points.
+        folder: keeps the training's checkpoints and the measured points.
         progress: where to show the stages.
 
     Raises:
@@ -115,11 +175,12 @@ def run_pilot(
         PilotPoint(
             step=step,
             accumulated=float(accumulated[step - 1]),
-            displacement=watch.read(step)["displacement"],
+            displacement=displacement,
             finetuning_loss=log.losses[step - 1],
-            losses=np.array(watch.read(step)["utility_loss"]),
+            losses=np.array(losses),
         )
         for step in wanted
+        for displacement, losses in [watch.read(step)]
     ], log
 
 
@@ -149,7 +210,7 @@ class _Watch:
         skill: Sequence[Batch],
         wanted: Sequence[int],
         memory_bytes: int,
-        folder: RunFolder,
+        folder: Checkpoints,
         last: int,
     ) -> None:
         adapted = hasattr(model, "peft_config")
@@ -160,25 +221,25 @@ class _Watch:
         # LoRA's B starts at 0: with the factors of the start the model is the base, to the last bit.
         self._start = {name: p.detach().clone() for name, p in self._trained.items()}
 
-    def read(self, step: int) -> dict[str, Any]:
-        """What was measured after a step."""
-        found: dict[str, Any] = json.loads(self._folder.checkpoint(f"pilot-{step}.json").read_text())
-        return found
+    def read(self, step: int) -> tuple[float, list[float]]:
+        """What was measured after a step: the displacement, and the utility loss of every sample."""
+        measured = json.loads(self._folder.checkpoint(f"pilot-{step}.json").read_text())
+        return measured["displacement"], measured["utility_loss"]
 
-    def on_step(self, step: int, _: Any) -> bool:
+    def on_step(self, step: int, _: object) -> bool:
         """Measure where wanted; True ends the training."""
         path = self._folder.checkpoint(f"pilot-{step}.json")
         if step in self._wanted and not path.exists():
             write_json(path, self._measure(step))
         return step >= self._last
 
-    def _measure(self, step: int) -> dict[str, Any]:
+    def _measure(self, step: int) -> dict[str, object]:
         now = {name: p.detach().clone() for name, p in self._trained.items()}
         squares = [_squared_distance(part, self._start[name]) for name, part in now.items()]
         part = Part(self._folder, f"pilot-{step}")
         self._set(self._start)
         try:
-            found = measure_utility_loss(
+            measured = measure_utility_loss(
                 self._model,
                 self._skill,
                 {f"step {step} of the training": lambda: self._set(now)},
@@ -189,7 +250,7 @@ class _Watch:
             )
         finally:
             self._set(now)
-        (losses,) = found.values()
+        (losses,) = measured.values()
         return {"displacement": sum(squares) ** 0.5, "utility_loss": losses["utility_loss"].tolist()}
 
     @torch.no_grad()
@@ -203,13 +264,10 @@ def _squared_distance(left: Tensor, right: Tensor) -> float:
     return dense_inner(difference, difference)
 
 
-DRIFTING = "drifting power law"
-
-
 def pilot_result(
     points: Sequence[PilotPoint], log: TrainingLog, plan: Plan, pilot_steps: int, total: int
-) -> dict[str, Any]:
-    """The part "pilot" of onset.json: points, forecasts, and what happened where the full run was made.
+) -> PilotResult:
+    """Points, forecasts, and what happened where the full run was made.
 
     Steps of learning rate 0, of which a warm-up's first is one, move nothing: forecasts rest on the others, and there
     are none where no other was made.
@@ -222,47 +280,45 @@ def pilot_result(
         total: steps of the full run.
 
     """
-    rows = [
-        {
-            "step": p.step,
-            "accumulated": p.accumulated,
-            "displacement": p.displacement,
-            "finetuning_loss": p.finetuning_loss,
-            "utility_loss": float(p.losses.mean()),
-            "pilot": p.step <= pilot_steps,
-        }
-        for p in points
+    measured = [
+        MeasuredPoint(
+            step=point.step,
+            accumulated=point.accumulated,
+            displacement=point.displacement,
+            finetuning_loss=point.finetuning_loss,
+            utility_loss=float(point.losses.mean()),
+            pilot=point.step <= pilot_steps,
+        )
+        for point in points
     ]
     target = accumulated_rate(log, plan, total)
-    found = _forecasts([row for row in rows if row["pilot"]], target)
-    happened = rows[-1]["utility_loss"] if rows[-1]["step"] == total else None
-    listed = {
-        name: asdict(forecast) | {"ratio": forecast.value / happened if happened else None}
-        for name, forecast in found.items()
-    }
-    return {
-        "method": plan.method,
-        "optimizer": plan.optimizer,
-        "scheduler": plan.scheduler,
-        "learning_rate": plan.learning_rate,
-        "pilot_steps": pilot_steps,
-        "steps": total,
-        "accumulated": target,
-        "points": rows,
-        "forecasts": listed,
-        "happened": happened,
-    }
+    happened = measured[-1].utility_loss if measured[-1].step == total else None
+    return PilotResult(
+        method=plan.method,
+        optimizer=plan.optimizer,
+        scheduler=plan.scheduler,
+        learning_rate=plan.learning_rate,
+        pilot_steps=pilot_steps,
+        steps=total,
+        accumulated=target,
+        points=measured,
+        forecasts={
+            name: ComparedForecast(**asdict(forecast), ratio=forecast.value / happened if happened else None)
+            for name, forecast in _forecasts([point for point in measured if point.pilot], target).items()
+        },
+        happened=happened,
+    )
 
 
-def _forecasts(pilot: Sequence[Mapping[str, Any]], target: float) -> dict[str, Forecast]:
+def _forecasts(pilot: Sequence[MeasuredPoint], target: float) -> dict[str, Forecast]:
     """From the pilot's points that moved on from the one before."""
-    times = np.array([row["accumulated"] for row in pilot])
+    times = np.array([point.accumulated for point in pilot])
     moved = np.diff(times, prepend=0.0) > 0
     if not moved.any():
         return {}
-    seen = times[moved], np.array([row["utility_loss"] for row in pilot])[moved]
+    seen = times[moved], np.array([point.utility_loss for point in pilot])[moved]
     found = forecasts(*seen, target)
-    if drifting := forecast_end(*seen, target, level=LEVEL):
-        each = (drifting.value, drifting.low, drifting.high, drifting.exponent, drifting.num_points)
-        found = {DRIFTING: Forecast(DRIFTING, *each)} | found
+    if end := forecast_end(*seen, target, level=LEVEL):
+        drifting = Forecast(DRIFTING, end.value, end.low, end.high, end.exponent, end.num_points)
+        found = {DRIFTING: drifting} | found
     return found

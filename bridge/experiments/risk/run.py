@@ -2,307 +2,264 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bridge.data import cleaned_rows
-from bridge.data.chat import ChatFormat
-from bridge.data.encode import EncodedRows, check_positions, encode, encode_rows, token_hash
-from bridge.data.rows import RowSet, load_rows
+from bridge.data.encode import EncodedRows, token_hash
+from bridge.data.rows import RowSet
 from bridge.data.samples import Sample
-from bridge.estimators import scores as measure
-from bridge.estimators import update as estimators_update
+from bridge.estimators import update
 from bridge.estimators.row_attribution import RowProducts, measure_exact_leak, measure_row_losses, measure_row_products
-from bridge.estimators.taps import probe
-from bridge.estimators.theta import Subject, subject_of
-from bridge.experiments.risk import report
-from bridge.experiments.risk import result as risk_result
-from bridge.experiments.risk.result import Candidate, Question, Skill
-from bridge.generation.drawing import Drawing, draw_samples
-from bridge.models.identity import model_identity, positions_of, run_name
-from bridge.models.load import LoadedModel, load_model
-from commands.errors import UserError
+from bridge.estimators.scores import measure_products
+from bridge.experiments.risk import ranking, report
+from bridge.experiments.risk.ranking import Candidate, Skill
+from bridge.experiments.risk.result import RiskResult
+from bridge.experiments.risk.settings import Settings
+from bridge.experiments.session import Lent, MeasuringSession, write_samples
 from commands.options import require
 from commands.progress import Progress
-from commands.store import (
-    Part,
-    RunFolder,
-    read_arrays,
-    read_result,
-    short_hash,
-    write_arrays,
-    write_atomically,
-    write_json,
-)
+from commands.runs import Arrays, kept, numbered, result_of
+from commands.store import Folder, Part, read_arrays, write_arrays
 from theory.risk import RowParts
-
-if TYPE_CHECKING:
-    from bridge.experiments.risk.settings import Settings
 
 COMMAND = "bridge.risk"
 _LEAST_BATCHES = 8  # of Adam's: with fewer, second moments near 0 by chance would magnify single rows
 
 
-@dataclass(frozen=True)
-class _Set:
-    """One candidate: its rows as they were read, those that are measured, and whether these are all."""
+class RiskSession(MeasuringSession):
+    """A session with the skill's rows and those of every candidate."""
 
-    spec: str
-    all_rows: RowSet
-    encoded: EncodedRows
+    options: Settings
 
+    def __init__(self, settings: Settings, progress: Progress, lent: Lent | None = None) -> None:
+        """Read all rows; the model is loaded when it is first asked for."""
+        super().__init__(COMMAND, settings, progress, lent)
+        self.skill_rows = self.rows("skill", settings.skill)
+        self.row_sets: dict[str, RowSet] = {
+            label: self.rows("candidates", spec) for label, spec in settings.candidates.items()
+        }
 
-@dataclass(frozen=True)
-class _Run:
-    """What all stages of a run share."""
+    @cached_property
+    def skill(self) -> list[Sample]:
+        """The skill's samples, with the data's responses."""
+        self.subject  # noqa: B018  # modules that do not exist are refused before rows that cannot be encoded
+        return self.encode("skill", self.skill_rows, self.options.num_skill)
 
-    loaded: LoadedModel
-    subject: Subject
-    chat: ChatFormat
-    sets: dict[str, _Set]
-    settings: Settings
-    folder: RunFolder
-    progress: Progress
+    @cached_property
+    def candidates(self) -> dict[str, EncodedRows]:
+        """By label the rows that are measured: all of a set that has fewer than asked for."""
+        most = self.options.num_rows
+        return {
+            label: self.choose("candidates", rows, most if most and len(rows.rows) > most else None)
+            for label, rows in self.row_sets.items()
+        }
 
     @property
-    def question(self) -> Question:
-        """How the inner products are read."""
-        asked = self.settings
-        return Question(
-            equal=asked.equal,
-            progress={"norm": asked.distance, "loss": asked.loss_decrease},
-            worst_by=asked.worst_by,
-            resamples=asked.bootstrap,
-            seed=asked.seed,
-        )
+    def candidate_samples(self) -> list[Sample]:
+        """The samples of all candidates."""
+        return [sample for encoded in self.candidates.values() for sample in encoded.samples]
+
+    def check_cleaning(self) -> None:
+        """Refuse, before anything is computed, a set that cannot be cleaned, or of which not every row is measured."""
+        label, asked = self.options.to_clean, self.options
+        if label is None:
+            return
+        cleaned_rows.without_lines(asked.candidates[label], self.row_sets[label], ())
+        rows = len(self.row_sets[label].rows)
+        wanted = f"0 or at least the {rows} rows of {label}, which is to be cleaned"
+        require(asked.num_rows == 0 or asked.num_rows >= rows, "num_rows", wanted, asked.num_rows)
+        require(asked.clean < rows, "clean", f"fewer than the {rows} rows of {label}", asked.clean)
+
+    def check_rows(self) -> None:
+        """Refuse rows that the model or the cleaning cannot take."""
+        answered = self.skill
+        self.check_positions(self.candidate_samples, answered, self.options.max_new_tokens)
+        if self.options.to_clean is not None:
+            measured = len(self.candidates[self.options.to_clean].rows)
+            require(
+                self.options.clean < measured, "clean", f"fewer than the {measured} usable rows", self.options.clean
+            )
+
+    def risk_identity(self) -> dict[str, object]:
+        """What besides the settings and the model decides the numbers."""
+        return {
+            "tokens": token_hash([*self.skill, *self.candidate_samples]),
+            "skill_sha256": self.skill_rows.sha256,
+            "candidates_sha256": {label: rows.sha256 for label, rows in self.row_sets.items()},
+            "order": list(self.row_sets),  # checkpoints number the sets
+        }
+
+    def cleaned_content(self, label: str, removed: list[int]) -> bytes:
+        """A candidate's file without some of its lines."""
+        return cleaned_rows.without_lines(self.options.candidates[label], self.row_sets[label], removed)
+
+    def write_cleaned(self, result: RiskResult, target: Path | None) -> None:
+        """Write the cleaned copy that the result describes, if it describes one and it is wanted."""
+        if result.cleaned is not None and target is not None:
+            content = self.cleaned_content(result.cleaned.candidate, result.cleaned.removed)
+            cleaned_rows.write_copy(target, content)
 
 
-def run(settings: Settings, out: Path | None = None, clean_out: Path | None = None, quiet: bool = False) -> Path:
-    """Measure, write the run folder, print the closing table; returns the folder.
+def run(
+    settings: Settings,
+    out: Path | None = None,
+    quiet: bool = False,
+    lent: Lent | None = None,
+    clean_out: Path | None = None,
+) -> RiskResult:
+    """Measure, write the run folder, print the closing table.
 
     Args:
         settings: the options.
-        out: the run folder.
-        clean_out: where the cleaned copy goes, if one is asked for (default: cleaned.jsonl in the run folder).
-        quiet: show nothing.
+        out: the run folder; None for one in runs/.
+        quiet: print nothing.
+        lent: what is in memory already.
+        clean_out: where the cleaned copy goes, if one is asked for; None for cleaned.jsonl in the run folder.
 
     Raises:
         UserError: for anything in the options, the data or the model that cannot be used.
 
     """
     settings.check()
-    progress = Progress(quiet)
-    skill_rows = load_rows(settings.skill, skip_bad_rows=settings.skip_bad_rows)
-    candidates = _read_candidates(settings)
-    _check_cleaning(settings, candidates)
-    loaded = load_model(
-        settings.model, dtype=settings.dtype, device=settings.device, seed=settings.seed, report=progress.say
-    )
-    subject = subject_of(loaded, settings.modules, settings.batch_size, settings.memory)
-    chat = ChatFormat(loaded.tokenizer)
-    samples = encode(
-        "--skill",
-        skill_rows,
-        chat,
-        count=settings.num_skill,
-        max_length=settings.max_length,
-        seed=settings.seed,
-        skip_bad_rows=settings.skip_bad_rows,
-        progress=progress,
-    )
-    sets = {label: _encode(label, rows, chat, settings, progress) for label, rows in candidates.items()}
-    if settings.clean_candidate is not None:
-        measured = len(sets[settings.clean_candidate].encoded.rows)
-        require(settings.clean < measured, "clean", f"fewer than the {measured} usable rows", settings.clean)
-    whole = [sample for one in sets.values() for sample in one.encoded.samples]
-    check_positions(positions_of(loaded), whole, samples, settings.max_new_tokens)
-    identity = asdict(settings) | {
-        **model_identity(loaded),
-        "tokens": token_hash([*samples, *whole]),
-        "end_token_ids": list(chat.end_token_ids),
-        "skill_sha256": skill_rows.sha256,
-        "candidates_sha256": {label: one.all_rows.sha256 for label, one in sets.items()},
-        "order": list(sets),  # checkpoints number the sets
-    }
-    path = out or Path("runs") / "risk" / f"{run_name(settings.model)}-{short_hash(identity)}"
-    target = clean_out or path / "cleaned.jsonl"
-    if settings.clean_candidate is not None:
+    session = RiskSession(settings, Progress(quiet), lent)
+    session.check_cleaning()
+    session.check_rows()
+    identity = session.risk_identity()
+    target = clean_out
+    if settings.to_clean is not None and not session.lent.in_memory:
+        path = session.path_of(out, **identity)
+        target = clean_out or path / "cleaned.jsonl"
         resumed = (path / "manifest.json").exists()
-        cleaned_rows.check_target(target, settings.candidates[settings.clean_candidate], resumed)
-    folder = RunFolder(path, COMMAND, identity)
-    try:
-        already = folder.complete
-        this = _Run(loaded, subject, chat, sets, settings, folder, progress)
-        if not already:
-            _measure(this, samples, target)
-        found = read_result(folder.path / "risk.json")
-        if already:
-            _write_cleaned(this, found, target)  # it may have been moved or deleted since
-            progress.say(f"complete already: {folder.path}{folder.made_with()}")
-    finally:
-        folder.close()
+        cleaned_rows.check_target(target, settings.candidates[settings.to_clean], resumed)
+    folder = session.open_folder(out, **identity)
+    measurement = Measurement(session, folder, target)
+    result = result_of(folder, measurement.read, measurement.result, session.progress)
     if not quiet:
-        report.print_table(found, asdict(settings))
-        if settings.clean:
-            print(f"\n{target}")
-        print(f"\n{folder.path / 'report.html'}")
-    return folder.path
+        report.print_result(result, folder, target)
+    return result
 
 
-def _read_candidates(settings: Settings) -> dict[str, RowSet]:
-    found = {}
-    for label, spec in settings.candidates.items():
-        try:
-            found[label] = load_rows(spec, skip_bad_rows=settings.skip_bad_rows)
-        except UserError as error:
-            raise UserError(f"--candidates: {error}") from error
-    return found
+@dataclass(frozen=True)
+class Measurement:
+    """All stages from the samples to the finished folder; `target` is where a cleaned copy goes."""
 
+    session: RiskSession
+    folder: Folder
+    target: Path | None
 
-def _check_cleaning(settings: Settings, candidates: Mapping[str, RowSet]) -> None:
-    """Before anything is computed: the set can be cleaned, and every row of it is measured."""
-    label = settings.clean_candidate
-    if label is None:
-        return
-    cleaned_rows.without_lines(settings.candidates[label], candidates[label], ())
-    rows = len(candidates[label].rows)
-    measured = settings.num_rows == 0 or settings.num_rows >= rows
-    require(
-        measured, "num_rows", f"0 or at least the {rows} rows of {label}, which is to be cleaned", settings.num_rows
-    )
-    require(settings.clean < rows, "clean", f"fewer than the {rows} rows of {label}", settings.clean)
-
-
-def _encode(label: str, rows: RowSet, chat: ChatFormat, settings: Settings, progress: Progress) -> _Set:
-    """Choose and tokenise a candidate's rows; all of a set that has fewer than asked for."""
-    some = settings.num_rows and len(rows.rows) > settings.num_rows
-    try:
-        encoded = encode_rows(
-            rows,
-            chat,
-            settings.num_rows if some else None,
-            settings.max_length,
-            settings.seed,
-            settings.skip_bad_rows,
-        )
-    except UserError as error:
-        raise UserError(f"--candidates: {error}") from error
-    for line in encoded.skipped:
-        progress.say(f"left out: {line}")
-    return _Set(settings.candidates[label], rows, encoded)
-
-
-def _measure(this: _Run, samples: list[Sample], target: Path) -> None:
-    """All stages from the samples to the finished folder."""
-    settings, folder, progress = this.settings, this.folder, this.progress
-    samples = draw_samples(this.loaded, this.chat, samples, Drawing.of(settings), folder, progress)
-    parts = {"skill": samples} | {f"candidate {label}": one.encoded.samples for label, one in this.sets.items()}
-    lines = [replace(sample, set=name).to_json() for name, part in parts.items() for sample in part]
-    write_atomically(folder.path / "samples.jsonl", ("\n".join(lines) + "\n").encode())
-    probe(this.subject.model, this.subject.modules, this.subject.batches(samples[:1])[0])
-    grams = measure.measure_products(this.subject, samples, {}, folder, progress)
-    folder.note_progress()
-    measured = {label: _candidate(this, k, one, samples) for k, (label, one) in enumerate(this.sets.items())}
-    skill = Skill(
-        labels=tuple(sample.id for sample in samples),
-        groups=np.unique([sample.group for sample in samples], return_inverse=True)[1],
-        gram={name: arrays["gram"] for name, arrays in grams.items()},
-        sizes={name: weight.numel() for name, weight in this.subject.weights.items()},
-    )
-    with progress.stage("ranking and intervals", 1):
-        result = _result(this, measured, skill)
-        records = risk_result.row_records(measured, this.question)
-    write_arrays(folder.path / "statistics.npz", _arrays(measured, skill))
-    text = "".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
-    write_atomically(folder.path / "rows.jsonl", text.encode())
-    write_json(folder.path / "risk.json", result)
-    report.write(result, records, asdict(settings), folder.path)
-    _write_cleaned(this, result, target)
-    folder.finish(stage_seconds={k: round(v, 2) for k, v in progress.seconds.items()})
-
-
-def _candidate(this: _Run, number: int, one: _Set, skill: Sequence[Sample]) -> Candidate:
-    """Everything that is measured of one set; its large checkpoints go when it is done."""
-    path = this.folder.checkpoint(f"set-{number}.npz")
-    part = Part(this.folder, f"set-{number}")
-    if not path.exists():
-        write_arrays(path, _measure_candidate(this, part, one, skill))
-        this.folder.note_progress()
-    for file in this.folder.checkpoints.glob(f"set-{number}-*"):
-        file.unlink()
-    found = read_arrays(path)
-    names = list(this.subject.modules)
-    return Candidate(
-        source=one.spec,
-        rows=one.encoded.rows,
-        set_rows=len(one.all_rows.rows),
-        products=RowProducts(
-            parts=RowParts(found["skill"], found["decrease"], found["norm"], found["tokens"]),
-            velocity={name: found[f"velocity/{name}"] for name in names},
-            squared_norm={name: float(found[f"squared_norm/{name}"]) for name in names},
-        ),
-        losses=found["losses"],
-        gradient_squared=float(found["gradient_squared"]),
-        variance=found["variance"],
-    )
-
-
-def _measure_candidate(this: _Run, part: Part, one: _Set, skill: Sequence[Sample]) -> dict[str, np.ndarray]:
-    subject, progress, rows = this.subject, this.progress, one.encoded.samples
-    batch = min(this.settings.adam_batch_size, max(1, len(rows) // _LEAST_BATCHES))
-    start = estimators_update.measure_velocity(subject, rows, this.settings.optimizer, batch, part, progress)
-    exact = measure_exact_leak(subject, skill, start.velocity, part, progress)
-    losses = measure_row_losses(subject, rows, part, progress)
-    products = measure_row_products(subject, skill, rows, start.preconditioner, part, progress)
-    parts = products.parts
-    return {
-        "skill": parts.skill,
-        "decrease": parts.decrease,
-        "norm": parts.norm,
-        "tokens": parts.tokens,
-        "losses": losses,
-        "gradient_squared": np.array(sum(start.gradient_squared.values())),
-        **exact,
-        **{f"velocity/{name}": values for name, values in products.velocity.items()},
-        **{f"squared_norm/{name}": np.array(value) for name, value in products.squared_norm.items()},
-    }
-
-
-def _result(this: _Run, measured: Mapping[str, Candidate], skill: Skill) -> dict[str, Any]:
-    """The content of risk.json."""
-    settings = this.settings
-    about = {"model": settings.model, "skill": settings.skill, "fisher": "sampled", "optimizer": settings.optimizer}
-    result = about | risk_result.assemble(measured, skill, this.question)
-    label = settings.clean_candidate
-    if label is None:
+    def read(self, folder: Path) -> RiskResult:
+        """Read a complete run's result; its cleaned copy is written again where it was moved or deleted."""
+        result = RiskResult.read(folder)
+        self.session.write_cleaned(result, self.target)
         return result
-    found = risk_result.cleaned(label, measured[label], settings.clean, skill, this.question)
-    content = cleaned_rows.without_lines(settings.candidates[label], this.sets[label].all_rows, found["removed"])
-    return result | {"cleaned": found | {"sha256": cleaned_rows.fingerprint(content)}}
+
+    def result(self) -> RiskResult:
+        """Measure, and leave the folder complete."""
+        session, folder = self.session, self.folder
+        settings = session.options
+        samples = session.answered(session.skill, folder)
+        session.probe(samples)
+        products = measure_products(session.subject, samples, {}, folder, session.progress)
+        folder.note_progress()
+        candidates = self._candidates(samples)
+        skill = Skill(
+            labels=tuple(sample.id for sample in samples),
+            groups=np.unique([sample.group for sample in samples], return_inverse=True)[1],
+            gram={name: arrays["gram"] for name, arrays in products.items()},
+            sizes={name: weight.numel() for name, weight in session.subject.weights.items()},
+        )
+        with session.progress.stage("ranking and intervals", 1):
+            result = self._cleaned(ranking.assemble(candidates, skill, settings), candidates, skill)
+        if not session.lent.in_memory:
+            self._write(result, samples, candidates, skill)
+        session.write_cleaned(result, self.target)
+        session.finish(folder)
+        return result
+
+    def _candidates(self, skill: list[Sample]) -> dict[str, Candidate]:
+        """Everything that is measured of every set; a set's large checkpoints go when it is done."""
+        sets = self.session.candidates
+        items = list(enumerate(sets))
+        files = numbered(self.folder, items, "set-{}.npz")
+        quiet = Progress(quiet=True)  # a set's own stages are shown
+        measure = partial(self._measure_set, skill)
+        candidates = {}
+        for (number, label), arrays in kept(items, measure, files, "sets", quiet, write=write_arrays, read=read_arrays):
+            Part(self.folder, f"set-{number}").discard()
+            self.folder.note_progress()
+            candidates[label] = self._candidate(label, arrays)
+        return candidates
+
+    def _measure_set(self, skill: list[Sample], item: tuple[int, str]) -> Arrays:
+        number, label = item
+        subject, progress, settings = self.session.subject, self.session.progress, self.session.options
+        part, rows = Part(self.folder, f"set-{number}"), self.session.candidates[label].samples
+        batch = min(settings.adam_batch_size, max(1, len(rows) // _LEAST_BATCHES))
+        start = update.measure_velocity(subject, rows, settings.optimizer, batch, part, progress)
+        exact = measure_exact_leak(subject, skill, start.velocity, part, progress)
+        losses = measure_row_losses(subject, rows, part, progress)
+        products = measure_row_products(subject, skill, rows, start.preconditioner, part, progress)
+        return {
+            **_forms(products.parts),
+            "losses": losses,
+            "gradient_squared": np.array(sum(start.gradient_squared.values())),
+            **exact,
+            **{f"velocity/{name}": values for name, values in products.velocity.items()},
+            **{f"squared_norm/{name}": np.array(value) for name, value in products.squared_norm.items()},
+        }
+
+    def _candidate(self, label: str, arrays: Arrays) -> Candidate:
+        names = list(self.session.subject.modules)
+        return Candidate(
+            source=self.session.options.candidates[label],
+            rows=self.session.candidates[label].rows,
+            set_rows=len(self.session.row_sets[label].rows),
+            products=RowProducts(
+                parts=RowParts(arrays["skill"], arrays["decrease"], arrays["norm"], arrays["tokens"]),
+                velocity={name: arrays[f"velocity/{name}"] for name in names},
+                squared_norm={name: float(arrays[f"squared_norm/{name}"]) for name in names},
+            ),
+            losses=arrays["losses"],
+            gradient_squared=float(arrays["gradient_squared"]),
+            variance=arrays["variance"],
+        )
+
+    def _cleaned(self, result: RiskResult, candidates: Mapping[str, Candidate], skill: Skill) -> RiskResult:
+        """The result with what cleaning a set does, if one is to be cleaned."""
+        settings = self.session.options
+        label = settings.to_clean
+        if label is None:
+            return result
+        content = self.session.cleaned_content(label, ranking.removed_lines(candidates[label], settings))
+        sha256 = cleaned_rows.fingerprint(content)
+        return replace(result, cleaned=ranking.cleaned(label, candidates[label], skill, settings, sha256))
+
+    def _write(
+        self, result: RiskResult, samples: list[Sample], candidates: Mapping[str, Candidate], skill: Skill
+    ) -> None:
+        parts = {"skill": samples}
+        parts |= {f"candidate {label}": list(rows.samples) for label, rows in self.session.candidates.items()}
+        path = self.folder.path
+        write_samples(path / "samples.jsonl", [replace(s, set=name) for name, part in parts.items() for s in part])
+        write_arrays(path / "statistics.npz", _statistics(candidates, skill))
+        result.write(path)
+        report.write(result, self.session.options, path)
 
 
-def _write_cleaned(this: _Run, result: Mapping[str, Any], target: Path) -> None:
-    """Write the cleaned copy that the result describes, if it describes one."""
-    if "cleaned" not in result:
-        return
-    label = result["cleaned"]["candidate"]
-    one = this.sets[label]
-    content = cleaned_rows.without_lines(one.spec, one.all_rows, result["cleaned"]["removed"])
-    cleaned_rows.write_copy(target, content)
+def _forms(parts: RowParts) -> Arrays:
+    return {"skill": parts.skill, "decrease": parts.decrease, "norm": parts.norm, "tokens": parts.tokens}
 
 
-def _arrays(measured: Mapping[str, Candidate], skill: Skill) -> dict[str, np.ndarray]:
+def _statistics(candidates: Mapping[str, Candidate], skill: Skill) -> Arrays:
     """statistics.npz: the skill's grams by module, and every set's inner products."""
     arrays = {f"gram/{name}": gram for name, gram in skill.gram.items()}
-    for label, one in measured.items():
-        parts = one.parts
-        forms = {"skill": parts.skill, "decrease": parts.decrease, "norm": parts.norm, "tokens": parts.tokens}
-        forms |= {"losses": one.losses, "variance": one.variance}
-        forms |= {f"velocity/{name}": values for name, values in one.products.velocity.items()}
+    for label, candidate in candidates.items():
+        forms = _forms(candidate.parts) | {"losses": candidate.losses, "variance": candidate.variance}
+        forms |= {f"velocity/{name}": values for name, values in candidate.products.velocity.items()}
         arrays |= {f"{label}/{name}": values for name, values in forms.items()}
     return arrays

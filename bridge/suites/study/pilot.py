@@ -16,13 +16,12 @@ from bridge.models.identity import model_identity, positions_of
 from bridge.models.load import load_model
 from bridge.training.pilot import check_length, pilot_result, run_pilot
 from commands.progress import Progress
-from commands.store import RunFolder, write_json
+from commands.store import RunFolder
 
 if TYPE_CHECKING:
     from bridge.experiments.finetune.settings import Settings
 
 COMMAND = "bridge.study, pilot"
-RESULT = "pilot.json"
 
 
 def run(settings: Settings, skill: dict[str, Any], steps: int, out: Path, progress: Progress) -> Path:
@@ -80,7 +79,7 @@ def run(settings: Settings, skill: dict[str, Any], steps: int, out: Path, progre
             points, log = run_pilot(
                 loaded, chosen.samples, batches, settings.plan, steps, False, subject.memory_bytes, folder, progress
             )
-            write_json(folder.path / RESULT, pilot_result(points, log, settings.plan, steps, total))
+            pilot_result(points, log, settings.plan, steps, total).write(folder.path)
             folder.finish()
     finally:
         folder.close()

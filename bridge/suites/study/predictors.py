@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bridge.training.pilot import DRIFTING
+from bridge.experiments.risk.result import RiskResult
+from bridge.training.pilot import DRIFTING, PilotResult
 from commands.store import read_result
 
 Stage = Literal["before", "pilot", "after"]
@@ -109,20 +110,19 @@ def of_estimate(folder: Path, horizon: float | None) -> Values:
 
 def of_risk(folder: Path) -> Values:
     """What a run of `bridge.risk` on the one set of these rows gives."""
-    (entry,) = read_result(folder / "risk.json")["candidates"].values()
-    decrease = entry["decrease"]
-    leak = math.sqrt(entry["leak_squared_exact"])
-    return {"leak_per_decrease": leak / decrease if decrease > 0 else None}
+    (risk,) = RiskResult.read(folder).candidates.values()
+    leak = math.sqrt(risk.leak_squared_exact)
+    return {"leak_per_decrease": leak / risk.decrease if risk.decrease > 0 else None}
 
 
 def of_pilot(folder: Path) -> Values:
     """What the pilot gives: the forecast is the drifting power law's, where three of its points can be used."""
-    found = read_result(folder / "pilot.json")
-    last, forecasts = found["points"][-1], found["forecasts"]
+    found = PilotResult.read(folder)
+    last, forecasts = found.points[-1], found.forecasts
     return {
-        "pilot_norm": last["displacement"],
-        "pilot_loss": last["utility_loss"],
-        "forecast": finite(forecasts[DRIFTING]["value"]) if DRIFTING in forecasts else None,
+        "pilot_norm": last.displacement,
+        "pilot_loss": last.utility_loss,
+        "forecast": finite(forecasts[DRIFTING].value) if DRIFTING in forecasts else None,
     }
 
 

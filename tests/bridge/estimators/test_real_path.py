@@ -14,13 +14,20 @@ from bridge.estimators import curvature, taps
 from bridge.estimators import update as measure
 from bridge.estimators.curvature import Direction
 from bridge.estimators.lanczos import leading_eigenvalue
-from bridge.estimators.overlap_removal import Removal
 from bridge.estimators.probe import Probe
 from bridge.estimators.real_path import FullPath, LoraPath, RealPath, rounding_move
 from bridge.estimators.step_moments import measure_step_moments
 from bridge.estimators.theta import Subject
 from bridge.estimators.update import Update
-from bridge.estimators.update_maps import Diagonal, Identity, LowRank, UpdateMap, WithoutOverlap, draw_factors
+from bridge.estimators.update_maps import (
+    Diagonal,
+    Identity,
+    LowRank,
+    Removal,
+    UpdateMap,
+    WithoutOverlap,
+    draw_factors,
+)
 from bridge.estimators.utility_loss import measure_utility_loss
 from commands.progress import Progress
 from commands.store import RunFolder

@@ -15,18 +15,22 @@ import torch
 from bridge.data.samples import Sample
 from bridge.estimators import taps
 from bridge.experiments.onset.readings import readings
-from bridge.experiments.onset.settings import REALISTIC, parse_runs, parse_times
+from bridge.experiments.onset.result import OnsetResult
+from bridge.experiments.onset.run import run
+from bridge.experiments.onset.settings import REALISTIC, Settings, parse_runs, parse_times
+from bridge.experiments.session import Lent
 from bridge.models.load import load_model
 from bridge.onset import MEMORY_ADVICE, main
 from commands.cli import run_command
 from commands.errors import UserError
 from commands.options import command_of
+from commands.settings import read_file
 from commands.store import read_arrays
 from tests.bridge.support.tiny_onsets import onset_options
 from tests.bridge.support.tiny_runs import SCRIPT, make_workplace, write_rows
 from tests.oracles.brute_force import BruteForce
 
-FILES = {"manifest.json", "onset.json", "onset.png", "report.html", "samples.jsonl", "statistics.npz"}
+FILES = {"manifest.json", "settings.toml", "onset.json", "onset.png", "report.html", "samples.jsonl", "statistics.npz"}
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +109,12 @@ def test_the_steps_and_their_losses_equal_brute_force(
     assert not re.search(r"(src|href)=\"(?!data:)", page)
     for line in found["readings"]:
         assert line.split(".")[0][:40] in " ".join(printed.split())
-    assert found["readings"] == readings(found)
+    result = OnsetResult.read(tmp_path / "run")
+    assert result.to_dict() == found
+    assert found["readings"] == readings(result)
+    assert list(result.to_frame()["t"]) == [point["t"] for point in main_set["points"]]
+    assert "fine-tuning loss" in result._repr_html_()
+    assert result.plot().startswith(b"\x89PNG")
     before = {p: p.read_bytes() for p in (tmp_path / "run").iterdir()}
     code, again, told = onset(capsys, *onset_options(place, tmp_path / "run", "--learning-rate", "0.01"))
     assert (code, again) == (0, printed)
@@ -206,7 +215,7 @@ def test_a_pilot_alone_knows_the_schedule_of_the_full_run() -> None:
         (("--method", "lora", "--remove-overlap"), "--method: expected full with --remove-overlap"),
         (("--full",), "--full: expected --pilot-steps with it"),
         (("--learning-rate", "0"), "--learning-rate: expected 1e-30 to 1e6"),
-        (("--dtype", "bfloat16"), "--dtype: expected float32 or float64"),
+        (("--dtype", "bfloat16"), "'--dtype': Value error, 'bfloat16' is not one of 'float32', 'float64'"),
         (("--num-skill", "40"), "--skill: "),
         (("--pilot-steps", "5"), "--pilot-steps: expected fewer than 5"),
         (("--learning-rate", "1e-9"), "--max-steps: expected at least"),
@@ -247,8 +256,31 @@ def test_times_and_runs_are_read() -> None:
     assert parse_runs("1e-4x10,2x3") == ((1e-4, 10), (2.0, 3))
     for text in ("0,1", "1,1", "1,inf", "1,nan"):
         with pytest.raises(UserError, match="--at"):
-            parse_times(text)
+            Settings.read({"at": text}).check()
     for text in ("0x1", "1x0", "1x1.5", "x5", "nanx1"):
         with pytest.raises(UserError, match="--realistic"):
-            parse_runs(text)
+            Settings.read({"realistic": text}).check()
     assert np.isfinite([rate for rate, _ in parse_runs(REALISTIC["adamw"])]).all()
+    listed = Settings.read({"at": [0.1, 1], "realistic": [[1e-4, 10], [2, 3]]})
+    assert (listed.at, listed.realistic) == ((0.1, 1.0), ((1e-4, 10), (2.0, 3)))
+    with pytest.raises(UserError, match="--at: expected numbers"):
+        Settings.read({"at": []})
+
+
+def test_a_run_in_memory_is_the_same_and_leaves_the_lent_model_as_it_was(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("--pilot-steps", "2", "--pilot-batch-size", "2", "--at", "0.1,0.3", "--curvature-iterations", "0")
+    code, _, told = onset(capsys, *onset_options(place, tmp_path / "run", *options))
+    assert code == 0, told
+    settings = Settings.read(read_file(tmp_path / "run" / "settings.toml", "bridge.onset"))
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())["settings"]
+    assert settings.identity() == {name: manifest[name] for name in settings.identity()}
+    loaded = load_model(str(place / "model"), dtype="float64", device="cpu")
+    before = {name: weight.clone() for name, weight in loaded.model.state_dict().items()}
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    result = run(settings, quiet=True, lent=Lent(loaded=loaded, in_memory=True))
+    assert result.to_dict() == read(tmp_path / "run")
+    assert not list((tmp_path / "empty").iterdir())
+    assert all(torch.equal(weight, before[name]) for name, weight in loaded.model.state_dict().items())

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,16 @@ import pytest
 from bridge.data import cleaned_rows
 from bridge.data.rows import load_rows
 from bridge.experiments.labels import labelled_candidates
+from bridge.experiments.risk import ranking
 from bridge.experiments.risk import report as risk_report
-from bridge.experiments.risk import result as risk_result
-from bridge.experiments.risk import run as risk_run
+from bridge.experiments.risk.result import RiskResult
+from bridge.experiments.risk.run import Measurement, run
+from bridge.experiments.risk.settings import Settings
+from bridge.experiments.session import Lent
 from bridge.risk import MEMORY_ADVICE, main
 from commands.cli import INTERRUPTED
 from commands.errors import UserError
+from commands.settings import read_file
 from tests.bridge.support.kill_server import survived
 from tests.bridge.support.killed_risks import COMPARED, MOMENTS, make_candidates, risk_options
 from tests.bridge.support.tiny_runs import SCRIPT, exit_code
@@ -146,6 +151,41 @@ def test_the_losses_are_those_of_the_gradient_stage(finished: Path) -> None:
         assert entry["tokens"] == sum(r["tokens"] for r in own)
 
 
+def test_the_result_is_read_back_as_it_was_written(finished: Path, cleaned: Path) -> None:
+    for folder in (finished, cleaned):
+        result = RiskResult.read(folder)
+        assert result.to_dict() == read(folder)
+        assert [asdict(row) for row in result.rows] == rows_of(folder)
+        assert list(result.to_frame()["set"]) == result.ranking
+        assert "predicted utility loss" in result._repr_html_()
+        assert result.plot("rows").startswith(b"\x89PNG")
+
+
+def test_a_broken_file_of_rows_is_named(finished: Path, tmp_path: Path) -> None:
+    shutil.copy(finished / "risk.json", tmp_path)
+    with pytest.raises(UserError, match=r"rows.jsonl cannot be read"):
+        RiskResult.read(tmp_path)
+    (tmp_path / "rows.jsonl").write_text('{"candidate": "a"}\n')
+    with pytest.raises(UserError, match=r"rows.jsonl is not as this version writes it"):
+        RiskResult.read(tmp_path)
+
+
+def test_in_memory_nothing_is_written(
+    place: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = Settings.read(read_file(finished / "settings.toml", "bridge.risk"))
+    assert run(settings, quiet=True, lent=Lent(in_memory=True)).to_dict() == read(finished)
+    assert not list(tmp_path.iterdir())
+
+
+def test_its_settings_file_is_the_run_again(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(monkeypatch, "--settings", str(finished / "settings.toml"), "--out", str(finished)) == 0
+    assert "complete already" in capsys.readouterr().err
+
+
 def test_the_page_shows_text_as_text(place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The skill's file as a candidate holds a script in a prompt and marks in an answer."""
     options = risk_options(place, tmp_path / "run", "--candidates", str(place / "skill.jsonl"))
@@ -160,7 +200,7 @@ def test_the_same_command_again_computes_nothing(
     place: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {p: p.read_bytes() for p in finished.iterdir()}
-    monkeypatch.setattr(risk_run, "_measure", lambda *_, **__: pytest.fail("computed again"))
+    monkeypatch.setattr(Measurement, "result", lambda *_: pytest.fail("computed again"))
     assert command(monkeypatch, *risk_options(place, finished)) == 0
     assert "complete already" in capsys.readouterr().err
     assert {p: p.read_bytes() for p in finished.iterdir()} == before
@@ -178,7 +218,7 @@ def test_sets_in_another_order_are_another_run(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(risk_result, "assemble", interrupt)
+        patch.setattr(ranking, "assemble", interrupt)
         assert command(patch, *forth) == INTERRUPTED
     assert "order" in error(monkeypatch, capsys, *(swap.get(text, text) for text in forth))
 
@@ -204,7 +244,7 @@ def test_some_rows_stand_for_the_set(place: Path, monkeypatch: pytest.MonkeyPatc
     found = read(tmp_path / "run")["candidates"]
     assert (found["a"]["num_rows"], found["a"]["set_rows"]) == (7, 7)
     assert (found["other"]["num_rows"], found["other"]["set_rows"]) == (8, 9)
-    (line,) = [row for row in risk_report.table_of(read(tmp_path / "run"))[1] if row[0] == "other"]
+    (line,) = [row for row in risk_report.ranking_table(RiskResult.read(tmp_path / "run")).rows if row[0] == "other"]
     assert line[1] == "8 of 9"
 
 
@@ -367,7 +407,7 @@ def test_copies_that_would_replace_something(
 def test_wrong_input_loads_no_model(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("bridge.experiments.risk.run.load_model", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("bridge.experiments.session.load_model", lambda *_, **__: pytest.fail("loaded"))
     shutil.copy(place / "a.jsonl", tmp_path / "broken.jsonl")
     with (tmp_path / "broken.jsonl").open("a") as file:
         file.write("{\n")
@@ -379,18 +419,17 @@ def test_wrong_input_loads_no_model(
 
 
 def test_what_is_said(finished: Path, cleaned: Path) -> None:
-    found = read(finished)
-    first = found["ranking"][0]
+    found = RiskResult.read(finished)
+    first = found.ranking[0]
     lines = risk_report.readings(found)
     assert lines[0].startswith(f"{first} is predicted to cost the skill most at the same norm of the update, with")
-    found["orders"]["equal loss decrease"] = found["ranking"][::-1]
-    found["orders"]["equal norm, exact over tokens"] = found["ranking"][::-1]
-    found["progress"]["loss"] = 100.0
-    text = " ".join(risk_report.readings(found))
+    turned = dict.fromkeys(("equal loss decrease", "equal norm, exact over tokens"), found.ranking[::-1])
+    other = replace(found, orders=found.orders | turned, progress=found.progress | {"loss": 100.0})
+    text = " ".join(risk_report.readings(other))
     assert "same decrease of each set's own loss the order is another" in text
     assert "With the vocabulary summed exactly the order is" in text
     assert text.count("so it cannot fall by 100") == 2
-    assert "without its worst 3 rows" in " ".join(risk_report.readings(read(cleaned)))
+    assert "without its worst 3 rows" in " ".join(risk_report.readings(RiskResult.read(cleaned)))
 
 
 def test_one_set_is_not_ranked(place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -399,7 +438,7 @@ def test_one_set_is_not_ranked(place: Path, monkeypatch: pytest.MonkeyPatch, tmp
     found = read(tmp_path / "run")
     assert found["cleaned"]["candidate"] == "other"  # the only one
     assert found["candidates"]["other"]["predicted"]["norm"]["probability_worst"] == 1
-    assert len(risk_report.readings(found)) == 1
+    assert len(risk_report.readings(RiskResult.read(tmp_path / "run"))) == 1
 
 
 # -------------------------------------------------------------------------------------------------- killed

@@ -12,7 +12,7 @@ from tests.bridge.support.killing import Killed, kill_everywhere
 from tests.bridge.support.tiny_runs import FINETUNE_ROWS, SKILL_ROWS, make_workplace, write_rows
 
 PICTURES = ("risk.png", "rows.png")
-COMPARED = ("risk.json", "rows.jsonl", "samples.jsonl", "statistics.npz", "report.html", *PICTURES)
+COMPARED = ("settings.toml", "risk.json", "rows.jsonl", "samples.jsonl", "statistics.npz", "report.html", *PICTURES)
 MOMENTS = {  # numbers as #: of moments that are alike the first is tried
     "after set-#-velocity.safetensors",
     "tick of scores of the rows",
