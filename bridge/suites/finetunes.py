@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, get_args
 
 from annotated_types import MinLen
@@ -136,3 +138,13 @@ class Reading:
 def _has_texts(entry: Mapping[str, object], keys: Collection[str]) -> bool:
     """Whether a set names its data, and these keys have texts."""
     return "data" in entry and all(isinstance(entry.get(key, ""), str) for key in keys)
+
+
+_WEIGHTS = ("model", "adapter", "delta.safetensors")
+
+
+def drop_weights(folder: Path) -> None:
+    """Delete what a fine-tune left of weights in its run folder."""
+    for name in _WEIGHTS:
+        place = folder / name
+        shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
