@@ -23,7 +23,7 @@ import numpy as np
 
 from bridge.data.chat import ChatFormat
 from bridge.data.rows import Row, load_rows
-from bridge.deltas.changed_model import open_subject
+from bridge.deltas.changed_model import open_changed
 from bridge.evaluation.refusals import refusal_rate
 from bridge.experiments.finetune.run import run
 from bridge.experiments.finetune.settings import Settings
@@ -80,7 +80,7 @@ def refusals(options: argparse.Namespace, run: Path, kept: Path, moved: bool) ->
     of = decided_by(options, run, chosen, moved)
     known: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
     if known.get("of") != of:
-        loaded = open_subject(options.model, run if moved else None, dtype=options.dtype, device=options.device)
+        loaded = open_changed(options.model, run if moved else None, dtype=options.dtype, device=options.device)
         answers = generate_texts(loaded, ChatFormat(loaded.tokenizer), chosen, max_new_tokens=options.max_new_tokens)
         known = {"of": of, "refusals": asdict(refusal_rate([answer.text for answer in answers]))}
         write_json(kept, known)

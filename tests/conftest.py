@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 import pytest
@@ -9,6 +10,12 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch and NumPy are imported, which read it then
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: a training collects garbage at each of its steps, and would look at all of it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

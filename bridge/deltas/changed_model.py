@@ -28,7 +28,7 @@ class ChangedModel(LoadedModel):
     change_sha256: str = ""
 
 
-def open_subject(
+def open_changed(
     model: str,
     delta: str | Path | None = None,
     *,
@@ -37,27 +37,31 @@ def open_subject(
     seed: int = 0,
     report: Report | None = None,
 ) -> LoadedModel:
-    """Load a model and, where a change of its weights is given, apply it.
-
-    Every parameter becomes base + change, summed in float64 and rounded once to the model's dtype; a LoRA adapter is
-    merged that way.
-
-    Args:
-        model: its name (see `bridge.models.names.resolve`).
-        delta: what `bridge.deltas.open.open_delta` takes: a run folder of bridge.finetune, an adapter's folder, a
-            delta.safetensors, or the folder of the changed model.
-        dtype: as `bridge.models.load.load_model` takes it.
-        device: the same.
-        seed: of the weights of `random:` names.
-        report: is given lines about slow steps.
+    """Load a model (arguments as of `bridge.models.load.load_model`) and apply a change of its weights, if any.
 
     Raises:
         UserError: the model or the change cannot be used, or does not fit the other.
 
     """
     loaded = load_model(model, dtype=dtype, device=device, seed=seed, report=report)
-    if delta is None:
-        return loaded
+    return loaded if delta is None else with_change(loaded, delta)
+
+
+def with_change(loaded: LoadedModel, delta: str | Path) -> ChangedModel:
+    """The model, its weights changed in place.
+
+    Every parameter becomes base + change, summed in float64 and rounded once to the model's dtype; a LoRA adapter is
+    merged that way.
+
+    Args:
+        loaded: the model before the change.
+        delta: what `bridge.deltas.open.open_delta` takes: a run folder of bridge.finetune, an adapter's folder, a
+            delta.safetensors, or the folder of the changed model.
+
+    Raises:
+        UserError: the change cannot be used, or is one of another model.
+
+    """
     change = open_delta(delta, loaded)
     base_sha256, change_sha256 = loaded.weights_hash, fingerprint(change)
     _apply(loaded, change)
@@ -70,6 +74,7 @@ def open_subject(
         dtype=loaded.dtype,
         device=loaded.device,
         _hash=both.hexdigest,
+        in_memory=loaded.in_memory,
         base_sha256=base_sha256,
         change_sha256=change_sha256,
     )
@@ -86,11 +91,8 @@ def _apply(loaded: LoadedModel, change: WeightDelta) -> None:
         set_weights(loaded.model, TensorFiles([snapshot]), change)
 
 
-def subject_identity(subject: LoadedModel) -> dict[str, object]:
-    """What of a subject decides the numbers: `model_identity`, and of a changed model what it was made from."""
-    made = (
-        {"base_sha256": subject.base_sha256, "change_sha256": subject.change_sha256}
-        if isinstance(subject, ChangedModel)
-        else {}
-    )
-    return model_identity(subject) | made
+def changed_identity(loaded: LoadedModel) -> dict[str, object]:
+    """What of a model decides the numbers: `model_identity`, and of a changed one what it was made from."""
+    if not isinstance(loaded, ChangedModel):
+        return model_identity(loaded)
+    return model_identity(loaded) | {"base_sha256": loaded.base_sha256, "change_sha256": loaded.change_sha256}

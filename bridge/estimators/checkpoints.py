@@ -24,7 +24,7 @@ def save_directions(path: Path, directions: Mapping[str, Direction], meta: Mappi
     flat = {f"{name}/{key}": t.contiguous() for name, d in directions.items() for key, t in d.items()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(flat, temporary, {"meta": json.dumps(meta)})
+        save_file(flat, temporary, {"meta": json.dumps(meta), "order": json.dumps(list(flat))})
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -33,15 +33,17 @@ def save_directions(path: Path, directions: Mapping[str, Direction], meta: Mappi
 
 
 def load_directions(path: Path, device: torch.device | str) -> tuple[dict[str, Direction], dict]:
-    """Read what `save_directions` wrote."""
+    """Read what `save_directions` wrote, in its order: sums over the parts are the same to the last bit."""
     from safetensors import safe_open
 
     directions: dict[str, Direction] = {}
     with safe_open(path, framework="pt", device=str(device)) as file:
-        for key in file.keys():  # noqa: SIM118 - not a dict
+        saved = file.metadata()
+        for key in json.loads(saved["order"]) if "order" in saved else file.keys():  # the file's own: by dtype, name
             name, _, module = key.partition("/")
-            directions.setdefault(name, {})[module] = file.get_tensor(key)
-        meta = json.loads(file.metadata()["meta"])
+            # a copy: a tensor inside the file's memory starts anywhere, and the order of a BLAS sum depends on where
+            directions.setdefault(name, {})[module] = file.get_tensor(key).clone()
+        meta = json.loads(saved["meta"])
     return directions, meta
 
 
@@ -55,7 +57,9 @@ class Accumulator:
     def __init__(self, path: Path, start: Callable[[], dict[str, Direction]], device: torch.device | str) -> None:
         self._path = path
         if path.exists():
-            self.sums, meta = load_directions(path, device)
+            read, meta = load_directions(path, device)
+            # how tensors lie in memory decides the last bit of their sums, and a file's lie otherwise than new ones
+            self.sums = {name: {key: part.clone() for key, part in parts.items()} for name, parts in read.items()}
             self.done, self.value = int(meta["done"]), float(meta["value"])
         else:
             self.sums, self.done, self.value = start(), 0, 0.0

@@ -80,7 +80,7 @@ def _iterate(state: dict[str, Direction], operator: Operator, step: int) -> None
         return  # the space is exhausted: nothing further is known
     current, previous = state["current"], state["previous"]
     product = operator(step, current)
-    alpha[step] = sum(curvature.inner_product(product[name], part) for name, part in current.items())
+    alpha[step] = _inner(product, current)
     following: dict[str, Tensor] = {}
     for name, part in current.items():
         following[name] = product[name] - float(alpha[step]) * part - before * previous[name]
@@ -101,4 +101,9 @@ def _read(alpha: np.ndarray, beta: np.ndarray) -> Leading:
 
 
 def _norm(direction: Direction) -> float:
-    return float(sum(curvature.inner_product(part, part) for part in direction.values())) ** 0.5
+    return _inner(direction, direction) ** 0.5
+
+
+def _inner(a: Direction, b: Direction) -> float:
+    """Summed by name: a checkpoint gives the modules back in another order than the model has."""
+    return float(sum(curvature.inner_product(a[name], b[name]) for name in sorted(b)))

@@ -7,15 +7,21 @@ gives the option's type here another default.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt
 
+from bridge.generation.decodings import DECODINGS, Decoding
 from commands.options import require
 from commands.settings import Option, Settings
 
 Seed = Annotated[int, Option("Seed of the choice of rows, of what is drawn, and of resamples."), Ge(0)]
 Model = Annotated[str, Option("Alias, hub name, local folder, GGUF file, or random:ALIAS.")]
+Dtype = Annotated[
+    Literal["float32", "bfloat16", "float16", "float64"] | None,
+    Option("float32, bfloat16, float16 or float64. (default: float32)"),
+]
 Device = Annotated[str | None, Option("cpu, cuda, cuda:N. (default: the GPU if there is one)")]
 Skill = Annotated[str, Option("What to protect: refusals, NAME=FILE or FILE.jsonl.")]
 Optimizer = Annotated[Literal["sgd", "adamw"], Option("Gradient flow, or AdamW's preconditioned flow.")]
@@ -37,6 +43,47 @@ class OfModel(Settings):
         str | None,
         Option("Regular expression for the linear modules that make up theta. (default: all in the blocks)"),
     ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers(Settings):
+    """The model, and how it answers."""
+
+    model: Model = "smollm2-135m"
+    delta: Annotated[
+        str | None,
+        Option(
+            "A change of the model's weights: a run folder of bridge.finetune, an adapter, a delta.safetensors, or the "
+            "folder of the changed model."
+        ),
+    ] = None
+    preset: Annotated[str, Option(f"How answers are decoded: {', '.join(DECODINGS)}.")] = "aic"
+    max_new_tokens: Annotated[int | None, Option("Longest answer, in tokens. (default: preset)"), Ge(1)] = None
+    dtype: Dtype = None
+    device: Device = None
+    batch_size: Annotated[int, Option("Prompts answered at a time."), Ge(1)] = 16
+    seed: Seed = 0
+    skip_bad_rows: SkipBadRows = False
+
+    @property
+    def longest(self) -> int:
+        """The longest answer, in tokens."""
+        return DECODINGS[self.preset].max_new_tokens if self.max_new_tokens is None else self.max_new_tokens
+
+    @property
+    def decoding(self) -> Decoding:
+        """How the answers are decoded."""
+        return DECODINGS[self.preset].seeded(self.seed)
+
+    def identity(self) -> dict[str, object]:
+        """The options as the manifest of a run holds them."""
+        return super().identity() | {"max_new_tokens": self.longest}
+
+    def check_together(self) -> None:
+        """Raise UserError for a preset or a change of weights that there is none of."""
+        require(self.preset in DECODINGS, "preset", f"one of {', '.join(DECODINGS)}", repr(self.preset))
+        if self.delta is not None:
+            require(Path(self.delta).expanduser().exists(), "delta", "a change of weights that exists", self.delta)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +126,7 @@ class SkillSampling(Responses):
 class Compute(Settings):
     """The computation."""
 
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16", "float64"] | None,
-        Option("float32, bfloat16, float16 or float64. (default: float32)"),
-    ] = None
+    dtype: Dtype = None
     device: Device = None
     batch_size: Annotated[int, Option("Rows computed at a time."), Ge(1)] = 4
     memory: Annotated[

@@ -13,13 +13,15 @@ from typing import Protocol, runtime_checkable
 
 from bridge.data.chat import ChatFormat
 from bridge.data.encode import EncodedRows, check_positions, choose, token_hash
-from bridge.data.rows import RowSet, load_rows
+from bridge.data.rows import RowSet, load_prompts, load_rows
 from bridge.data.samples import Sample
+from bridge.deltas.changed_model import changed_identity, with_change
 from bridge.estimators.taps import probe
 from bridge.estimators.theta import Subject, subject_of
 from bridge.generation.drawing import Drawing, draw_samples
-from bridge.models.identity import model_identity, positions_of, run_name
+from bridge.models.identity import model_identity, positions_of
 from bridge.models.load import LoadedModel, load_model
+from bridge.models.names import run_name
 from commands.errors import UserError
 from commands.progress import Progress
 from commands.store import Checkpoints, Folder, RunFolder, Scratch, short_hash, write_atomically
@@ -42,10 +44,6 @@ class Options(Protocol):
         """Where it is computed."""
 
     @property
-    def max_length(self) -> int:
-        """Longest row, in tokens."""
-
-    @property
     def seed(self) -> int:
         """Of the random streams."""
 
@@ -61,7 +59,16 @@ class Options(Protocol):
 
 
 @runtime_checkable
-class MeasuringOptions(Options, Protocol):
+class EncodingOptions(Options, Protocol):
+    """The same where rows are tokenised whole."""
+
+    @property
+    def max_length(self) -> int:
+        """Longest row, in tokens."""
+
+
+@runtime_checkable
+class MeasuringOptions(EncodingOptions, Protocol):
     """The same where scores are measured."""
 
     @property
@@ -137,9 +144,22 @@ class Session:
         except UserError as error:
             raise UserError(f"--{option}: {error}") from error
 
+    def prompts(self, option: str, spec: str) -> RowSet:
+        """The prompts of a set, whose answers may be missing; bad rows that are left out are told."""
+        if spec in self.lent.rows:
+            return self.lent.rows[spec]
+        try:
+            found = load_prompts(spec, skip_bad_rows=self.options.skip_bad_rows)
+        except UserError as error:
+            raise UserError(f"--{option}: {error}") from error
+        for line in found.skipped:
+            self.progress.say(f"left out: {line}")
+        return found
+
     def choose(self, option: str, rows: RowSet, count: int | None) -> EncodedRows:
         """Some rows of a set (None: all), chosen by the seed and tokenised."""
         asked = self.options
+        assert isinstance(asked, EncodingOptions)
         return choose(
             f"--{option}", rows, self.chat, count=count, max_length=asked.max_length, seed=asked.seed,
             skip_bad_rows=asked.skip_bad_rows, progress=self.progress,
@@ -152,6 +172,10 @@ class Session:
     def check_positions(self, whole: Sequence[Sample], answered: Sequence[Sample] = (), new_tokens: int = 0) -> None:
         """Refuse rows, or prompts with the tokens drawn after them, beyond the model's last position."""
         check_positions(positions_of(self.loaded), whole, answered, new_tokens)
+
+    def model_identity(self) -> dict[str, object]:
+        """What of the model and its chat template decides the numbers."""
+        return {**model_identity(self.loaded), "end_token_ids": list(self.chat.end_token_ids)}
 
     def open_folder(self, out: Path | None, **identity: object) -> Folder:
         """The run's folder, runs/COMMAND/MODEL-HASH unless another is given; a temporary one where none is wanted.
@@ -178,8 +202,7 @@ class Session:
 
     def _identity(self, more: Mapping[str, object]) -> dict[str, object]:
         """All that decides the numbers."""
-        model = {**model_identity(self.loaded), "end_token_ids": list(self.chat.end_token_ids)}
-        return self.options.identity() | model | dict(more)
+        return self.options.identity() | self.model_identity() | dict(more)
 
     def finish(self, folder: Folder, **extra: object) -> None:
         """Mark the folder complete, with the time that every stage took."""
@@ -188,6 +211,35 @@ class Session:
     def run_id(self, **identity: object) -> str:
         """What tells the run from others, short: a hash of all that decides its numbers (see `open_folder`)."""
         return short_hash(self._identity(identity))
+
+
+@runtime_checkable
+class AnsweringOptions(Options, Protocol):
+    """The same where a model, or a changed one, answers."""
+
+    @property
+    def delta(self) -> str | None:
+        """The change of its weights."""
+
+
+class AnsweringSession(Session):
+    """A session whose model may be changed before it answers."""
+
+    options: AnsweringOptions
+
+    def __init__(self, command: str, settings: AnsweringOptions, progress: Progress, lent: Lent | None = None) -> None:
+        """Begin a run of a command, as `python -m` takes its name."""
+        super().__init__(command, settings, progress, lent)
+
+    @cached_property
+    def loaded(self) -> LoadedModel:
+        """The model, changed where a change is given."""
+        base = super().loaded
+        return base if self.options.delta is None else with_change(base, self.options.delta)
+
+    def model_identity(self) -> dict[str, object]:
+        """What of the model, and of its change, decides the numbers."""
+        return changed_identity(self.loaded)
 
 
 class MeasuringSession(Session):

@@ -15,11 +15,6 @@ def threads(device: str) -> int | None:
     return torch.get_num_threads() if device == "cpu" else None
 
 
-def run_name(model: str) -> str:
-    """A model's name as a part of a folder's name."""
-    return model.strip("/").replace("/", "--").replace(":", "-")[-60:]
-
-
 def model_identity(loaded: LoadedModel) -> dict[str, object]:
     """What of a loaded model decides the numbers: weights, configuration, dtype, device, threads."""
     return {

@@ -90,3 +90,8 @@ def _resolve_path(name: str, path: Path) -> ModelSource:
         return ModelSource(name, "gguf", str(ggufs[0]))
     check_folder(path)
     return ModelSource(name, "folder", str(path))
+
+
+def run_name(model: str) -> str:
+    """A model's name as a part of a folder's name."""
+    return model.strip("/").replace("/", "--").replace(":", "-")[-60:]

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from bridge.data.samples import Sample
+from tests.in_process import Done, run_module
 from tests.oracles.tiny_transformer import TinyTransformer
 
 
@@ -24,6 +26,12 @@ def random_samples(name: str, count: int, vocabulary: int, seed: int, longest: i
 def _one_thread() -> None:
     """Matrices of tiny models are slower on two threads than on one."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def command() -> Callable[..., Done]:
+    """`python -m MODULE ARGUMENTS` in this process: gives its exit code, and what it printed."""
+    return run_module
 
 
 @pytest.fixture(scope="session")

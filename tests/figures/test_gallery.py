@@ -10,6 +10,7 @@ import pytest
 
 import sim
 from figures.__main__ import COMMANDS
+from tests.in_process import run_module
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,16 +30,16 @@ def test_a_picture_is_drawn_from_its_run(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "landscape" / "landscape.json"
     written = run.stat().st_mtime_ns
     picture.unlink()
-    assert gallery(*arguments).returncode == 0
+    assert run_module("figures", *arguments).code == 0
     assert picture.exists()
     assert run.stat().st_mtime_ns == written  # the run is read again, not made again
 
 
 def test_wrong_names_are_one_line() -> None:
-    done = gallery("--names", "landscape,ridge")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: --names takes names out of quartic")
-    assert done.stderr.count("\n") == 1
+    done = run_module("figures", "--names", "landscape,ridge")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("error: --names takes names out of quartic")
+    assert done.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", COMMANDS)

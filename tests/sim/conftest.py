@@ -9,7 +9,7 @@ from commands_of_sim import Refusal, error_line
 from hypothesis import settings
 
 # a deadline would assert wall time, which depends on what else the machine does
-settings.register_profile("sim", deadline=None, max_examples=15)
+settings.register_profile("sim", deadline=None, max_examples=10)
 settings.register_profile("mutants", deadline=None, max_examples=10, derandomize=True, database=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "sim"))
 

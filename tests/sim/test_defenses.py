@@ -138,7 +138,8 @@ def test_a_path_that_diverges_names_the_horizon(
         return problems.Problem(skill, lambda theta: -(theta[0] ** 3) / 3, 1, "x' = x^2, infinite at t = 1")
 
     monkeypatch.setattr(defenses.problems, "circle", burst)
-    words = error_line(monkeypatch, capsys, main, tmp_path / "run", "--horizon", "2", "--json")
+    few = ("--steps", "2", "--refresh", "1", "--strengths", "10", "--json")
+    words = error_line(monkeypatch, capsys, main, tmp_path / "run", "--horizon", "2", *few)
     assert words.startswith("error: --horizon must be below 1 for circle")
 
 

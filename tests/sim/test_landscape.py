@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from commands.progress import Progress
 from sim.experiments import landscape
 from sim.experiments.landscape import Options
 from sim.landscape import main
+from tests.in_process import run_module
 
 PATHS = ("gradient flow", "straight line", "static projection", "tracked projection")
 
@@ -24,9 +23,9 @@ PATHS = ("gradient flow", "straight line", "static projection", "tracked project
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The default run, by the command itself."""
     out = tmp_path_factory.mktemp("landscape") / "run"
-    command = [sys.executable, "-m", "sim.landscape", "--plot", "--json", "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    result = json.loads(done.stdout)
+    done = run_module("sim.landscape", "--plot", "--json", "--out", out)
+    assert (done.code, done.err) == (0, "")
+    result = json.loads(done.out)
     assert result == json.loads((out / "landscape.json").read_text())
     assert result["schema_version"] == 1
     assert tuple(result["paths"]) == PATHS

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +10,16 @@ from commands_of_sim import Refusal, result, run
 
 from sim.experiments import null_model
 from sim.null_model import main
+from tests.in_process import run_module
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The default run, by the command itself, with fewer directions."""
     out = tmp_path_factory.mktemp("null_model") / "run"
-    command = [sys.executable, "-m", "sim.null_model", "--plot", "--json", "--draws", "4000", "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    result = json.loads(done.stdout)
+    done = run_module("sim.null_model", "--plot", "--json", "--draws", "4000", "--out", out)
+    assert (done.code, done.err) == (0, "")
+    result = json.loads(done.out)
     assert result == json.loads((out / "null_model.json").read_text())
     assert result["schema_version"] == 1
     assert (out / "null_model.png").read_bytes().startswith(b"\x89PNG")

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from sim import problems
 from sim.experiments import quartic
 from sim.problems import Dials
 from sim.quartic import CASES, main
+from tests.in_process import run_module
 
 FIELDS = ("exponent", "coefficient", "predicted_coefficient", "paper_coefficient", "crossover", "predicted_crossover")
 
@@ -24,10 +23,9 @@ FIELDS = ("exponent", "coefficient", "predicted_coefficient", "paper_coefficient
 def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The default run, by the command itself."""
     out = tmp_path_factory.mktemp("quartic") / "run"
-    command = [sys.executable, "-m", "sim.quartic", "--plot", "--json", "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stderr == ""
-    found = json.loads(done.stdout)
+    done = run_module("sim.quartic", "--plot", "--json", "--out", out)
+    assert (done.code, done.err) == (0, "")
+    found = json.loads(done.out)
     assert found == json.loads((out / "quartic.json").read_text())
     assert json.loads((out / "manifest.json").read_text())["status"] == "complete"
     assert (out / "quartic.png").read_bytes().startswith(b"\x89PNG")

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +17,16 @@ from sim import problems
 from sim.experiments import rotation
 from sim.problems import Dials
 from sim.rotation import CASES, main
+from tests.in_process import run_module
 
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The default run, by the command itself."""
     out = tmp_path_factory.mktemp("rotation") / "run"
-    command = [sys.executable, "-m", "sim.rotation", "--plot", "--json", "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout)
+    done = run_module("sim.rotation", "--plot", "--json", "--out", out)
+    assert (done.code, done.err) == (0, "")
+    found = json.loads(done.out)
     assert found == json.loads((out / "rotation.json").read_text())
     assert found["schema_version"] == 1
     assert (out / "rotation.png").read_bytes().startswith(b"\x89PNG")

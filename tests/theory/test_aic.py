@@ -116,18 +116,18 @@ def test_intervals_cover_the_population_value():
     """Standard normal s.v and l'': the leak and the onset coefficient are 1; 95 % intervals, 80 samples."""
     covered = {"leak": 0, "onset_coefficient": 0, "crossover": 0}
     truth = {"leak": 1.0, "onset_coefficient": 1.0, "crossover": 2.0}
-    repeats = 150
+    repeats = 100
     for seed in range(repeats):
         rng = np.random.default_rng(seed)
         scores, e = rng.normal(size=(80, 4)), np.eye(4)
         stats = ScoreStatistics.from_scores(scores, e[0], e[1], fisher="sampled", curvature=np.zeros(80))
-        found = estimate(stats, 1, resamples=200, splits=1, seed=seed)
+        found = estimate(stats, 1, resamples=100, splits=1, seed=seed)
         for name, value in truth.items():
             low, high = found.intervals[name]
             covered[name] += low <= value <= high
-    # binomial(150, 0.93): below 0.86 or above 0.99 with probability < 1e-3 each
+    # binomial(100, 0.93): below 0.84 or above 0.99 with probability 1e-3 each
     for name, count in covered.items():
-        assert 0.86 <= count / repeats <= 0.99, (name, count)
+        assert 0.84 <= count / repeats <= 0.99, (name, count)
 
 
 def test_same_seed_same_answer_and_threads_do_not_matter():

@@ -224,11 +224,6 @@ def test_latex_becomes_text() -> None:
 
 @pytest.mark.slow
 def test_the_module_runs_and_survives_a_closed_pipe() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "theory", "show"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0
-    assert done.stderr == ""
     with subprocess.Popen(
         [sys.executable, "-m", "theory", "show"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

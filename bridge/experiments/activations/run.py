@@ -14,14 +14,14 @@ from jaxtyping import Float
 
 from bridge.data.chat import ChatFormat
 from bridge.data.rows import RowSet, load_prompts
-from bridge.deltas.changed_model import open_subject, subject_identity
+from bridge.deltas.changed_model import changed_identity, open_changed
 from bridge.estimators.hidden_states import decoder_blocks, states_of
 from bridge.experiments.activations import report
 from bridge.experiments.activations.prompts import Prompts, choose_prompts, prompt_ends, record
 from bridge.experiments.activations.result import CENTRINGS, assemble
 from bridge.experiments.activations.settings import layer_numbers, paper_layers
-from bridge.models.identity import run_name
 from bridge.models.load import LoadedModel
+from bridge.models.names import run_name
 from commands.errors import UserError
 from commands.progress import Progress
 from commands.runs import result_of
@@ -52,7 +52,7 @@ def run(settings: Settings, out: Path | None = None, quiet: bool = False) -> Pat
     settings.check()
     progress = Progress(quiet)
     sources = {label: _load(spec, settings, progress) for label, spec in settings.sets.items()}
-    subject = open_subject(
+    subject = open_changed(
         settings.model, settings.delta, dtype=settings.dtype, device=settings.device, seed=settings.seed,
         report=progress.say,
     )  # fmt: skip
@@ -63,7 +63,7 @@ def run(settings: Settings, out: Path | None = None, quiet: bool = False) -> Pat
         for line in prompts.skipped:
             progress.say(f"left out: {line}")
     identity = asdict(settings) | {
-        **subject_identity(subject),
+        **changed_identity(subject),
         "energies": list(settings.energies),
         "order": list(settings.sets),  # checkpoints number the sets
         "sets_sha256": {prompts.label: prompts.source.sha256 for prompts in chosen},

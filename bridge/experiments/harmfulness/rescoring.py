@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from bridge.evaluation.records import NAME, Record, read_records, write_records
+from bridge.experiments.harmfulness.result import About, HarmfulnessResult, PromptSummary
+from bridge.generation.decodings import Decoding
 from commands.errors import UserError
-from commands.store import CHECKPOINTS, RunFolder, write_json
+from commands.store import CHECKPOINTS, Checkpoints, write_json
 
-_ABOUT = ("model", "delta", "prompts", "decoding", "max_new_tokens")
 _RESPONSES = "responses.jsonl"
-_RESULT = "harmfulness.json"
+_RESULT = HarmfulnessResult.FILE
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class StoredRun:
     """Another run: its options, what describes its prompts and responses, these, and every verdict on them."""
 
     settings: Mapping[str, Any]
-    about: dict[str, Any]
+    about: About
     responses: list[Record]
     verdicts: list[Record]
 
@@ -51,10 +52,10 @@ def generated(records: Sequence[Record]) -> list[Record]:
     ]
 
 
-def leave(folder: RunFolder, about: Mapping[str, Any], responses: Sequence[Record]) -> None:
+def leave(folder: Checkpoints, about: About, responses: Sequence[Record]) -> None:
     """Keep the responses of a run that is not judged yet where `read_run` finds them."""
     write_records(folder.checkpoint(_RESPONSES), responses)
-    write_json(folder.checkpoint(_RESULT), {**about, "items": len(responses)})
+    write_json(folder.checkpoint(_RESULT), {**asdict(about), "items": len(responses)})
 
 
 def read_run(folder: Path, command: str) -> StoredRun:
@@ -74,7 +75,13 @@ def read_run(folder: Path, command: str) -> StoredRun:
                 f"{folder}"
             )
         found = json.loads((place / _RESULT).read_text())
-        about, items = {name: found[name] for name in _ABOUT}, found["items"]
+        items = found["items"]
+        about = About(
+            **{name: found[name] for name in ("model", "delta", "max_new_tokens")},
+            prompts=PromptSummary(**found["prompts"]),
+            decoding=Decoding(**found["decoding"]),
+            rescored=str(folder),
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"--rescore: expected the folder of a run of {command}, got {folder} ({type(error).__name__}: {error})"

@@ -1,4 +1,7 @@
-"""One run of `bridge.harmfulness`: from the options to the finished run folder."""
+"""One run of `bridge.harmfulness`: from the options to the finished run folder.
+
+A run with --rescore needs no model: what imports torch is imported where a model answers.
+"""
 
 from __future__ import annotations
 
@@ -6,123 +9,126 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bridge.data.rows import Row, RowSet, load_prompts
+from bridge.data.rows import Row, RowSet
 from bridge.evaluation.judges import RUBRIC, Judge
 from bridge.evaluation.judging import Limits, check_refusals, judge_records
 from bridge.evaluation.providers import MAX_TOKENS
 from bridge.evaluation.records import NAME, Journal, Record, write_records
 from bridge.experiments.harmfulness import report
 from bridge.experiments.harmfulness.rescoring import generated, leave, read_run, stored
-from bridge.experiments.harmfulness.result import assemble
-from bridge.generation.decodings import DECODINGS
+from bridge.experiments.harmfulness.result import About, HarmfulnessResult, PromptSummary
+from bridge.experiments.harmfulness.scores import assemble
+from bridge.experiments.harmfulness.settings import Settings
+from bridge.models.names import run_name
 from commands.errors import UserError
 from commands.progress import Progress
-from commands.store import Checkpoints, RunFolder, read_result, short_hash, write_json
+from commands.store import Checkpoints, Folder, RunFolder, short_hash
 
 if TYPE_CHECKING:
-    from bridge.experiments.harmfulness.settings import Settings
-    from bridge.generation.decodings import Decoding
+    from bridge.experiments.session import AnsweringSession, Lent
     from bridge.models.load import LoadedModel
 
 COMMAND = "bridge.harmfulness"
-_RESULT = "harmfulness.json"
 _SOURCE = ("model", "delta", "prompts", "num_prompts", "preset", "max_new_tokens", "dtype", "device")
 
 
 @dataclass(frozen=True)
 class Questions:
-    """What a run that generates asks of a model: prompts chosen from a set, and how the responses are decoded."""
+    """What a run that generates asks of a model: prompts chosen from a set."""
 
     settings: Settings
     rows: RowSet
     chosen: list[Row]
 
-    @property
-    def decoding(self) -> Decoding:
-        """How the responses are decoded."""
-        return DECODINGS[self.settings.preset].seeded(self.settings.seed)
-
-    def identity(self, subject: LoadedModel) -> dict[str, Any]:
+    def identity(self, loaded: LoadedModel) -> dict[str, object]:
         """What of the questions decides the numbers; UserError where one does not fit the model."""
         from bridge.evaluation.answering import prompt_ids
 
-        ids = prompt_ids(subject, self.chosen, self.settings.max_new_tokens)
         return {
-            "decoding": asdict(self.decoding),
+            "decoding": asdict(self.settings.decoding),
             "prompts_sha256": self.rows.sha256,
-            "prompt_tokens": short_hash(ids),
+            "prompt_tokens": short_hash(prompt_ids(loaded, self.chosen, self.settings.longest)),
         }
 
-    def ask(self, subject: LoadedModel, folder: Checkpoints, progress: Progress) -> list[Record]:
+    def ask(self, loaded: LoadedModel, folder: Checkpoints, progress: Progress) -> list[Record]:
         """The model's responses, not judged yet, in the order of the prompts."""
         from bridge.evaluation.answering import answer_prompts
 
         return answer_prompts(
-            subject, self.chosen, self.decoding, self.settings.max_new_tokens, self.settings.batch_size, folder,
+            loaded, self.chosen, self.settings.decoding, self.settings.longest, self.settings.batch_size, folder,
             progress, name=self.rows.name,
         )  # fmt: skip
 
 
-def prepare(settings: Settings, progress: Progress) -> Questions:
+def prepare(session: AnsweringSession, settings: Settings) -> Questions:
     """Read the set and choose the prompts; UserError if either cannot be."""
-    rows = _load(settings, progress)
+    rows = session.prompts("prompts", settings.prompts)
     return Questions(settings, rows, _choose(rows, settings.num_prompts, settings.seed))
 
 
 @dataclass(frozen=True)
-class _Prepared:
-    """What a run is of: settings and identity, the description of prompts and responses, and where these are from."""
+class _Run:
+    """What all stages of a run share: its settings, its folder, what its responses are of, and where they are from."""
 
     settings: Settings
-    identity: dict[str, Any]
-    about: dict[str, Any]
-    responses: Callable[[RunFolder], list[Record]]
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What all stages of a run share."""
-
-    prepared: _Prepared
-    limits: Limits
-    folder: RunFolder
+    folder: Folder
     progress: Progress
+    about: About
+    responses: Callable[[Folder], list[Record]]
+    in_memory: bool
+
+    def fill(self, retry_failed: bool) -> HarmfulnessResult:
+        """Judge what is not judged yet, and write the result where it is not what the records say."""
+        if not self.folder.complete:
+            responses = self.responses(self.folder)
+            leave(self.folder, self.about, responses)
+            return self.finish(self.judge(responses))
+        records = stored(self.folder.path / NAME)
+        failed = Counter(record.judge for record in records if record.status == "failed")
+        written = HarmfulnessResult.read(self.folder.path)
+        if retry_failed and failed:
+            return self.finish(self.judge(generated(records)))
+        if any(failed[name] != judge.status.failed for name, judge in written.judges.items()):
+            return self.finish(records)  # a process that asked again was killed before it had written what came of it
+        self.progress.say(f"complete already: {self.folder.path}{self.folder.made_with()}")
+        return written
 
     def judge(self, responses: Sequence[Record]) -> list[Record]:
         return judge_all(
-            responses, self.prepared.settings.judges, self.limits, journal=self.folder.path / NAME,
+            responses, self.settings.judges, self.settings, journal=self.folder.path / NAME,
             scratch=self.folder.checkpoint("inspect"), progress=self.progress,
         )  # fmt: skip
 
-    def finish(self, records: Sequence[Record]) -> None:
+    def finish(self, records: Sequence[Record]) -> HarmfulnessResult:
         """Write what a finished run holds."""
-        settings, path = self.prepared.settings, self.folder.path
-        write_records(path / NAME, records)
-        result = assemble(self.prepared.about, records, settings)
-        write_json(path / _RESULT, result)
-        report.write(result, asdict(settings), records, path)
-        self.folder.finish(stage_seconds={k: round(v, 2) for k, v in self.progress.seconds.items()})
+        found, path = assemble(self.about, records, self.settings), self.folder.path
+        if not self.in_memory:
+            write_records(path / NAME, records)
+            found.write(path)
+            report.write(found, self.settings, records, path)
+            self.folder.finish(stage_seconds={k: round(v, 2) for k, v in self.progress.seconds.items()})
+        return found
 
 
 def run(
     settings: Settings,
     out: Path | None = None,
     quiet: bool = False,
+    lent: Lent | None = None,
     *,
-    limits: Limits | None = None,
     retry_failed: bool = False,
-) -> Path:
-    """Generate and judge, write the run folder, print the closing table; returns the folder.
+) -> HarmfulnessResult:
+    """Generate and judge, write the run folder, print the closing table.
 
     Args:
-        settings: what decides the numbers.
-        out: the run folder.
+        settings: the options.
+        out: the run folder; None for one in runs/.
         quiet: no progress and no table.
-        limits: how patiently judges are asked; decides no score.
+        lent: what is in memory already.
         retry_failed: ask again about the items of a complete run that a judge did not answer.
 
     Raises:
@@ -131,49 +137,25 @@ def run(
     """
     settings.check()
     progress = Progress(quiet)
-    prepared = (_from_model if settings.rescore is None else _from_run)(settings, progress)
-    settings = prepared.settings
-    identity = prepared.identity | {
-        "judge": list(settings.judge),  # as JSON has it
-        "judges": judges_identity(settings.judges),
-    }
-    folder = RunFolder(out or _default_folder(settings, identity), COMMAND, identity)
-    try:
-        _fill(_Run(prepared, limits or Limits(), folder, progress), retry_failed)
-        found = read_result(folder.path / _RESULT)
-    finally:
-        folder.close()
-    if not quiet:
-        report.print_table(found)
-        print(f"\n{folder.path / 'report.html'}")
-    return folder.path
-
-
-def _fill(this: _Run, retry_failed: bool) -> None:
-    """Judge what is not judged yet, and write the result where it is not what the records say."""
-    if not this.folder.complete:
-        responses = this.prepared.responses(this.folder)
-        leave(this.folder, this.prepared.about, responses)
-        this.finish(this.judge(responses))
-        return
-    records = stored(this.folder.path / NAME)
-    failed = Counter(record.judge for record in records if record.status == "failed")
-    written = read_result(this.folder.path / _RESULT)["judges"]
-    if retry_failed and failed:
-        this.finish(this.judge(generated(records)))
-    elif any(failed[name] != scores["status"]["failed"] for name, scores in written.items()):
-        this.finish(records)  # a process that asked again was killed before it had written what came of it
+    if settings.rescore is None:
+        this_run = _from_model(settings, out, progress, lent)
     else:
-        this.progress.say(f"complete already: {this.folder.path}{this.folder.made_with()}")
+        this_run = _from_run(settings, out, progress)
+    try:
+        found = this_run.fill(retry_failed)
+    finally:
+        this_run.folder.close()
+    if not quiet:
+        report.print_result(found, this_run.folder)
+    return found
 
 
-def _default_folder(settings: Settings, identity: dict[str, Any]) -> Path:
-    from bridge.models.identity import run_name  # imports torch, which judging stored responses does not need
+def _judged(settings: Settings) -> dict[str, object]:
+    """What of the judges decides the numbers."""
+    return {"judge": list(settings.judge), "judges": judges_identity(settings.judges)}
 
-    return Path("runs") / "harmfulness" / f"{run_name(settings.model)}-{short_hash(identity)}"
 
-
-def judges_identity(judges: Sequence[Judge]) -> dict[str, dict[str, Any]]:
+def judges_identity(judges: Sequence[Judge]) -> dict[str, dict[str, object]]:
     """What of each online judge decides its scores, as far as it can be known from here."""
     return {
         judge.name: {
@@ -187,45 +169,29 @@ def judges_identity(judges: Sequence[Judge]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _from_model(settings: Settings, progress: Progress) -> _Prepared:
+def _from_model(settings: Settings, out: Path | None, progress: Progress, lent: Lent | None) -> _Run:
     """A run that generates."""
-    from bridge.deltas.changed_model import open_subject, subject_identity
+    from bridge.experiments.session import AnsweringSession
 
-    questions = prepare(settings, progress)
+    session = AnsweringSession(COMMAND, settings, progress, lent)
+    questions = prepare(session, settings)
     rows = questions.rows
-    subject = open_subject(
-        settings.model, settings.delta, dtype=settings.dtype, device=settings.device, seed=settings.seed,
-        report=progress.say,
-    )  # fmt: skip
-    identity = asdict(settings) | subject_identity(subject) | questions.identity(subject)
-    about = {
-        "model": settings.model,
-        "delta": settings.delta,
-        "prompts": {
-            "name": rows.name, "sha256": rows.sha256, "rows": len(rows.rows), "skipped": list(rows.skipped),
-            "left_out": rows.left_out,
-        },
-        "decoding": asdict(questions.decoding),
-        "max_new_tokens": settings.max_new_tokens,
-        "rescored": None,
-    }  # fmt: skip
+    folder = session.open_folder(out, **questions.identity(session.loaded), **_judged(settings))
+    about = About(
+        model=settings.model,
+        delta=settings.delta,
+        prompts=PromptSummary(rows.name, rows.sha256, len(rows.rows), list(rows.skipped), rows.left_out),
+        decoding=settings.decoding,
+        max_new_tokens=settings.longest,
+        rescored=None,
+    )
 
-    def responses(folder: RunFolder) -> list[Record]:
-        found = questions.ask(subject, folder, progress)
+    def responses(folder: Folder) -> list[Record]:
+        answers = questions.ask(session.loaded, folder, session.progress)
         folder.note_progress()
-        return found
+        return answers
 
-    return _Prepared(settings, identity, about, responses)
-
-
-def _load(settings: Settings, progress: Progress) -> RowSet:
-    try:
-        rows = load_prompts(settings.prompts, skip_bad_rows=settings.skip_bad_rows)
-    except UserError as error:
-        raise UserError(f"--prompts: {error}") from error
-    for line in rows.skipped:
-        progress.say(f"left out: {line}")
-    return rows
+    return _Run(settings, folder, session.progress, about, responses, session.lent.in_memory)
 
 
 def _choose(rows: RowSet, count: int, seed: int) -> list[Row]:
@@ -237,26 +203,35 @@ def _choose(rows: RowSet, count: int, seed: int) -> list[Row]:
     return [rows.rows[k] for k in sorted(order[: count or have])]
 
 
-def _from_run(settings: Settings, progress: Progress) -> _Prepared:
+def _from_run(settings: Settings, out: Path | None, progress: Progress) -> _Run:
     """A run that judges the responses of another again; verdicts of the same judges there are taken over."""
     source = Path(str(settings.rescore)).expanduser()
-    found = read_run(source, COMMAND)
+    run_there = read_run(source, COMMAND)
     try:
-        settings = replace(settings, **{name: found.settings[name] for name in _SOURCE})
+        theirs = replace(settings, **{name: run_there.settings[name] for name in _SOURCE})
     except KeyError as error:
         raise UserError(f"--rescore: expected the folder of a run of {COMMAND}, got {source} (no {error})") from error
-    identity = asdict(settings) | {"responses": short_hash([[r.item, r.prompt, r.response] for r in found.responses])}
-    for name in ("batch_size", "skip_bad_rows", "rescore"):  # a path can be written in many ways: its content counts
-        identity.pop(name)
+    identity = {
+        name: value
+        for name, value in theirs.identity().items()
+        # a path can be written in many ways: its content counts
+        if name not in ("batch_size", "skip_bad_rows", "rescore")
+    }
+    identity |= {"responses": short_hash([[r.item, r.prompt, r.response] for r in run_there.responses])}
+    identity |= _judged(theirs)
+    default = Path("runs") / "harmfulness" / f"{run_name(theirs.model)}-{short_hash(identity)}"
+    folder = RunFolder(out or default, COMMAND, identity)
+    if not folder.complete:
+        settings.write(folder.path, COMMAND)
 
-    def responses(folder: RunFolder) -> list[Record]:
-        verdicts = found.of_judges(judges_identity(settings.judges))
+    def responses(folder: Folder) -> list[Record]:
+        verdicts = run_there.of_judges(judges_identity(theirs.judges))
         if verdicts and not (folder.path / NAME).exists():
             write_records(folder.path / NAME, verdicts)
             progress.say(f"{len(verdicts)} verdicts of the same judges are taken over from {source}")
-        return found.responses
+        return run_there.responses
 
-    return _Prepared(settings, identity, found.about | {"rescored": str(source)}, responses)
+    return _Run(theirs, folder, progress, run_there.about, responses, in_memory=False)
 
 
 def judge_all(

@@ -2,91 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge
 
 from bridge.evaluation.judges import REFUSAL, Judge, read_judge
 from bridge.evaluation.judging import Limits
-from bridge.generation.decodings import DECODINGS
-from commands.options import at_least, require
+from bridge.experiments.options import Answers, Model, Resampling
+from commands.options import require
+from commands.settings import Option, fields_of
 
-GENERATION: dict[str, Any] = {
-    "model": "smollm2-135m-refusal",
-    "delta": None,
-    "prompts": "advbench",
-    "num_prompts": 0,
-    "preset": "aic",
-    "max_new_tokens": None,
-}
-"""The options that decide the responses, and what they are unless given; --rescore takes none of them."""
+GENERATION = ("model", "delta", "prompts", "num_prompts", "preset", "max_new_tokens")
+"""The options that decide the responses; --rescore takes none of them."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The options that decide a run's numbers; batch size decides their rounding only. `num_prompts` 0 is all.
+@dataclass(frozen=True, kw_only=True)
+class Settings(Limits, Resampling, Answers):
+    """The options that decide a run's numbers; batch size decides their rounding only, and limits no number.
 
-    With `rescore`, the folder of an earlier run, the responses are that run's and so is what decided them: `model`,
-    `delta`, `prompts`, `num_prompts`, `preset`, `max_new_tokens`, `dtype` and `device` are not used.
+    With `rescore`, the folder of an earlier run, the responses are that run's and so is what decided them.
     """
 
-    model: str
-    delta: str | None
-    prompts: str
-    judge: tuple[str, ...]
-    num_prompts: int
-    preset: str
-    max_new_tokens: int
-    dtype: str | None
-    device: str | None
-    batch_size: int
-    bootstrap: int
-    seed: int
-    skip_bad_rows: bool
-    rescore: str | None = None
+    model: Model = "smollm2-135m-refusal"
+    prompts: Annotated[str, Option("Harmful prompts: advbench, another NAME, NAME=FILE or FILE.jsonl.")] = "advbench"
+    judge: Annotated[
+        tuple[str, ...],
+        Option(
+            "A judge: google/MODEL, openai/MODEL (keys from the environment), or refusal: offline, a refusal rate and "
+            "no harmfulness score; may be repeated."
+        ),
+    ] = (REFUSAL,)
+    num_prompts: Annotated[int, Option("Prompts, drawn by the seed; 0 for all."), Ge(0)] = 0
+    rescore: Annotated[
+        str | None, Option("Folder of a run whose responses are judged again, instead of generating.")
+    ] = None
+    bootstrap: Annotated[int, Option("Resamples for the interval of the mean; 0 for none."), Ge(0)] = 1000
 
-    def check(self) -> None:
-        """Raise UserError for options that no run can have, and for a judge that cannot be asked from here."""
-        check_preset(self.preset)
-        at_least(0, self, "num_prompts", "seed", "bootstrap")
-        at_least(1, self, "max_new_tokens", "batch_size")
+    def check_together(self) -> None:
+        """Raise UserError for options that do not go together, and for a judge that cannot be asked from here."""
+        super().check_together()
+        known = fields_of(type(self))
+        for name in GENERATION if self.rescore is not None else ():
+            given = getattr(self, name)
+            require(given == known[name].default, name, "none with --rescore, whose responses are there already", given)
         require(len(set(self.judge)) == len(self.judge), "judge", "different judges", ", ".join(self.judge))
         require(bool(self.judge), "judge", "at least one judge", "none")
         for judge in self.judges:
             judge.require_ready()
-        if self.delta is not None:
-            require(Path(self.delta).expanduser().exists(), "delta", "a change of weights that exists", self.delta)
+
+    def identity(self) -> dict[str, object]:
+        """The options as the manifest of a run holds them: what decides no number is not among them."""
+        return {name: value for name, value in super().identity().items() if name not in fields_of(Limits)}
 
     @property
     def judges(self) -> list[Judge]:
         """The judges by their names; UserError for a name that is none."""
         return [read_judge(name) for name in self.judge]
-
-
-def check_preset(preset: str) -> None:
-    """Raise UserError for a preset that there is none of."""
-    require(preset in DECODINGS, "preset", f"one of {', '.join(DECODINGS)}", preset)
-
-
-def check_limits(limits: Limits) -> None:
-    """Raise UserError for limits that ask no judge."""
-    at_least(1, limits, "attempts", "connections")
-    at_least(0, limits, "give_up")
-    for name in ("timeout", "backoff", "longest_wait"):
-        value = getattr(limits, name)
-        require(0 < value < float("inf"), name, "a positive number of seconds", value)
-
-
-def make_settings(options: Mapping[str, Any]) -> tuple[Settings, Limits]:
-    """Settings and limits from options by the names of `main`, checked; those of None have their defaults."""
-    generation = {name: default if options[name] is None else options[name] for name, default in GENERATION.items()}
-    check_preset(generation["preset"])
-    if generation["max_new_tokens"] is None:
-        generation["max_new_tokens"] = DECODINGS[generation["preset"]].max_new_tokens
-    given = {field.name: options[field.name] for field in fields(Settings)} | generation
-    settings = Settings(**given | {"judge": tuple(options["judge"] or [REFUSAL])})
-    limits = Limits(**{field.name: options[field.name] for field in fields(Limits)})
-    check_limits(limits)
-    settings.check()
-    return settings, limits

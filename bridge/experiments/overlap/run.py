@@ -32,8 +32,9 @@ from bridge.experiments.overlap import report
 from bridge.experiments.overlap import result as overlap_result
 from bridge.generation.drawing import Drawing, draw_samples
 from bridge.generation.generate import check_room, generate_texts
-from bridge.models.identity import model_identity, positions_of, run_name
+from bridge.models.identity import model_identity, positions_of
 from bridge.models.load import LoadedModel, load_model
+from bridge.models.names import run_name
 from commands.errors import UserError
 from commands.progress import Progress
 from commands.runs import result_of

@@ -2,58 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated
 
-from bridge.generation.decodings import DECODINGS, DecodingPreset
-from commands.errors import UserError
-from commands.options import at_least, require
+from annotated_types import Ge
+
+from bridge.experiments.options import Answers
+from commands.settings import Option
 
 HELDOUT = {"gsm8k": "gsm8k-test", "math": "math-test", "arithmetic": "arithmetic-heldout"}
 """Sets whose name means their training rows elsewhere, and what of them is asked here."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The options that decide a run's numbers; batch size decides their rounding only. `num` 0 is all rows."""
+@dataclass(frozen=True, kw_only=True)
+class Settings(Answers):
+    """The options that decide a run's numbers; batch size decides their rounding only."""
 
-    model: str
-    delta: str | None
-    data: str
-    num: int
-    shots: int
-    preset: str
-    max_new_tokens: int
-    dtype: str | None
-    device: str | None
-    batch_size: int
-    seed: int
-    skip_bad_rows: bool
-
-    def check(self) -> None:
-        """Raise UserError for options that no run can have."""
-        find_decoding(self.preset)
-        at_least(0, self, "num", "shots", "seed")
-        at_least(1, self, "max_new_tokens", "batch_size")
-        if self.delta is not None:
-            require(Path(self.delta).expanduser().exists(), "delta", "a change of weights that exists", self.delta)
-
-
-def make_settings(options: Mapping[str, Any]) -> Settings:
-    """Settings from options by the names of `main`, checked; without `max_new_tokens` it is the preset's."""
-    longest = options["max_new_tokens"]
-    if longest is None:
-        longest = find_decoding(options["preset"]).max_new_tokens
-    given = {field.name: options[field.name] for field in fields(Settings)}
-    settings = Settings(**given | {"max_new_tokens": longest})
-    settings.check()
-    return settings
-
-
-def find_decoding(preset: str) -> DecodingPreset:
-    """The decoding of a name; UserError with the known names if there is none."""
-    if preset not in DECODINGS:
-        raise UserError(f"--preset: expected one of {', '.join(DECODINGS)}, got {preset!r}")
-    return DECODINGS[preset]
+    data: Annotated[
+        str, Option("Problems: gsm8k, math or arithmetic (their held-out rows), metamathqa, NAME=FILE or FILE.jsonl.")
+    ] = "gsm8k"
+    num: Annotated[int, Option("Problems, drawn by the seed; 0 for all."), Ge(0)] = 200
+    shots: Annotated[int, Option("Solved problems put before each, drawn from the set's other rows."), Ge(0)] = 0

@@ -16,9 +16,10 @@ from bridge.deltas.parameters import parameter_files, set_weights
 from bridge.deltas.projections import ProjectedDelta
 from bridge.deltas.weight_delta import WeightDelta
 from bridge.experiments.subspaces.updates import Model
-from bridge.models.identity import model_identity, run_name
+from bridge.models.identity import model_identity
 from bridge.models.load import LoadedModel, folder_of, load_model
 from bridge.models.loading import choose_device, free_memory
+from bridge.models.names import run_name
 from bridge.suites.safety_subspaces import report
 from bridge.suites.safety_subspaces.measure import Asked, Clock, Measuring, prepare, training_sets
 from bridge.suites.safety_subspaces.points import ALIGNED, BASE, Point, points, references

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from bridge.data.rows import RowSet, load_prompts, load_rows
-from bridge.models.identity import model_identity, run_name
+from bridge.models.identity import model_identity
 from bridge.models.load import load_model
 from bridge.models.loading import free_memory
+from bridge.models.names import run_name
 from bridge.suites.stages import Stages
 from bridge.suites.study import pilot, report, result
 from bridge.suites.study import predictors as study_predictors

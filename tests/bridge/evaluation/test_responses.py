@@ -12,7 +12,6 @@ from bridge.data.chat import ChatFormat
 from bridge.data.rows import Row, question
 from bridge.evaluation.answering import answer_prompts, prompt_ids
 from bridge.evaluation.records import Record
-from bridge.generation import generate as responses
 from bridge.generation.decodings import Decoding
 from bridge.generation.generate import generate_texts
 from bridge.models.load import LoadedModel, load_model
@@ -90,7 +89,7 @@ def test_what_was_answered_before_a_death_is_not_answered_again(
             raise KeyboardInterrupt
         return original(*given, **options)
 
-    monkeypatch.setattr(responses, "generate_texts", dies_in_the_second_batch)
+    monkeypatch.setattr("bridge.evaluation.answering.generate_texts", dies_in_the_second_batch)
     with pytest.raises(KeyboardInterrupt):
         answer(loaded, tmp_path / "died")
     found = answer(loaded, tmp_path / "died")

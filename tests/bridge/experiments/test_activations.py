@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from bridge.activations import MEMORY_ADVICE, main
 from bridge.data.chat import ChatFormat
 from bridge.data.rows import load_prompts
-from bridge.deltas.changed_model import open_subject
+from bridge.deltas.changed_model import open_changed
 from bridge.experiments.activations import report as activations_report
 from bridge.experiments.activations import run as activations_run
 from bridge.experiments.activations.report import layers_text, print_table, readings, rows, write
@@ -32,12 +30,11 @@ from bridge.experiments.labels import labelled_sets
 from bridge.generation import generate as activations_prompts
 from bridge.generation.generate import Response
 from bridge.models.load import load_model
-from commands.cli import run_command
 from commands.errors import UserError
-from commands.options import command_of
 from tests.bridge.support.kill_server import survived
 from tests.bridge.support.tiny_activations import HARMFUL, activation_options, make_prompts
 from tests.bridge.support.tiny_runs import SCRIPT, write_rows
+from tests.in_process import run_module
 from tests.oracles import activations as naive
 from theory.activation_overlap import LEAST_ROWS
 
@@ -55,12 +52,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: str, report: bool = False) -> int:
     """The exit code of the command; without its pictures and page, which take most of a tiny run's time."""
-    monkeypatch.setattr(sys, "argv", ["activations", *arguments])
     if not report:
         monkeypatch.setattr(activations_report, "write", lambda *_: None)
-    with pytest.raises(SystemExit) as end:
-        run_command(command_of(main), MEMORY_ADVICE)
-    return end.value.code or 0 if isinstance(end.value.code, int | None) else 1
+    return run_module("bridge.activations", *arguments).code
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +210,7 @@ def test_a_change_of_weights_is_applied(place: Path, finished: Path, monkeypatch
     for name in ("full.safetensors", "adapter"):
         out = place / f"changed-{name}"
         assert command(monkeypatch, *activation_options(place, out, "--delta", str(place / name))) == 0
-        changed = open_subject(str(place / "model"), place / name, device="cpu")
+        changed = open_changed(str(place / "model"), place / name, device="cpu")
         ids = ChatFormat(changed.tokenizer).prompt_ids(load_prompts(str(place / "harmful.jsonl")).rows[0])
         states = np.load(out / "activations.npz")["harmful"][:, 0]
         assert states[:-1] == pytest.approx(naive.prompt_states(changed.model, ids)[:-1], abs=1e-5)
@@ -402,7 +396,7 @@ def test_the_order_of_the_sets_is_part_of_a_run(
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_killed_anywhere_and_started_again(tmp_path: Path) -> None:
     make_prompts(tmp_path)
-    found = survived(tmp_path, "killed_activations")
+    found = survived(tmp_path, "activations")
     names = {entry["moment"] for entry in found}
     assert names >= {
         "after set-0-responses-0.json", "after set-1-states-0.npz", "after overlaps-1.npz", "after activations.npz",

@@ -29,11 +29,10 @@ from bridge.generation.generate import Response, generate_texts
 from bridge.models.built import built_folder, read_note
 from bridge.models.load import load_model
 from bridge.models.names import resolve
-from commands.cli import run_command
-from commands.options import command_of
 from tests.bridge.support.tiny_aligns import UNSAFE as UNSAFE_ROWS
 from tests.bridge.support.tiny_aligns import align_options, make_align_workplace
 from tests.bridge.support.tiny_runs import write_rows
+from tests.in_process import run_module
 from theory.proportions import wilson_interval
 
 ROOT = Path(__file__).parents[3]
@@ -41,11 +40,7 @@ ROOT = Path(__file__).parents[3]
 
 def run_align(arguments: list[str]) -> int:
     """Run the command in this process as `python -m bridge.align` does; returns its exit code."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["align", *arguments])
-        with pytest.raises(SystemExit) as end:
-            run_command(command_of(align.main), align.MEMORY_ADVICE)
-    return end.value.code or 0 if isinstance(end.value.code, int | None) else 1
+    return run_module("bridge.align", *arguments).code
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from bridge.models.load import LoadedModel, load_model
 from bridge.training.defences.plan import DefenceOptions
 from commands.errors import UserError
 from tests.bridge.experiments.test_finetune import finetune
-from tests.bridge.support.killed_finetunes import COMPARED, DEFENDED, RESULTS, defence_options, finetune_options
+from tests.bridge.support.tiny_finetunes import COMPARED, DEFENDED, RESULTS, defence_options, finetune_options
 from tests.bridge.support.tiny_runs import make_workplace
 
 

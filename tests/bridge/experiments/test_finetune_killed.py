@@ -7,17 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.bridge.support.kill_cases import CASES
 from tests.bridge.support.kill_server import survived
-from tests.bridge.support.killed_finetunes import DEFENDED_MOMENTS, MOMENTS
 from tests.bridge.support.tiny_runs import make_workplace
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-@pytest.mark.parametrize(("method", "defence"), [("lora", None), ("full", None), ("full", "tracked")])
-def test_killed_anywhere_and_started_again(tmp_path: Path, method: str, defence: str | None) -> None:
+@pytest.mark.parametrize("case", ["finetune, lora", "finetune, full", "finetune, defended"])
+def test_killed_anywhere_and_started_again(tmp_path: Path, case: str) -> None:
     make_workplace(tmp_path, "llama")
-    found = survived(tmp_path, "killed_finetunes", method, *([defence] if defence else []))
+    found = survived(tmp_path, case)
     assert len(found[-1]["ends"]) > 3  # the one that is killed often
-    assert {entry["moment"] for entry in found} == {"often"} | (
-        MOMENTS[method] if defence is None else DEFENDED_MOMENTS
-    )
+    assert {entry["moment"] for entry in found} == {"often", *CASES[case].moments}

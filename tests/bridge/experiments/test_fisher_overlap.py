@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,13 @@ from bridge.estimators.taps import select_modules
 from bridge.experiments.fisher_overlap import run as fisher_overlap_run
 from bridge.experiments.fisher_overlap.report import energy_rows, rank_rows, readings, rows
 from bridge.experiments.fisher_overlap.result import Question, Scores, assemble, jobs, not_excluded, verdict
-from bridge.fisher_overlap import MEMORY_ADVICE, main
-from commands.cli import run_command
-from commands.options import command_of
 from commands.progress import Progress
 from commands.store import RunFolder
 from tests.bridge.conftest import random_samples
 from tests.bridge.support.kill_server import survived
-from tests.bridge.support.killed_fisher_overlaps import COMPARED, options
+from tests.bridge.support.tiny_fisher_overlaps import COMPARED, options
 from tests.bridge.support.tiny_runs import SCRIPT, make_workplace
+from tests.in_process import run_module
 from tests.oracles import cross_fisher
 from tests.oracles.brute_force import BruteForce
 from tests.oracles.cross_fisher import DenseSet
@@ -185,10 +182,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["fisher_overlap", *arguments])
-    with pytest.raises(SystemExit) as end:
-        run_command(command_of(main), MEMORY_ADVICE)
-    return end.value.code or 0 if isinstance(end.value.code, int | None) else 1
+    return run_module("bridge.fisher_overlap", *arguments).code
 
 
 @pytest.fixture(scope="module")
@@ -370,7 +364,7 @@ def test_tables_hold_a_row_for_every_question(finished: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_killed_anywhere_and_started_again(tmp_path: Path) -> None:
     make_workplace(tmp_path, "gpt2")
-    found = survived(tmp_path, "killed_fisher_overlaps")
+    found = survived(tmp_path, "fisher_overlap")
     assert len(found[-1]["ends"]) > 3  # the one that is killed often
     names = {line["moment"] for line in found}
     assert names >= {

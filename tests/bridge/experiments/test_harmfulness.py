@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +13,17 @@ import pytest
 
 from bridge.evaluation.records import NAME, Record, read_records
 from bridge.experiments.harmfulness.result import agreement, scores
-from bridge.harmfulness import MEMORY_ADVICE, main
-from commands.cli import run_command
-from commands.options import command_of
 from tests.bridge.support.judge_server import JudgeServer, Plan, always, no_faults, seeded, true_score
 from tests.bridge.support.judged_runs import KEY, QUICK, final, number, start, stored_run
 from tests.bridge.support.tiny_runs import SCRIPT, make_workplace
+from tests.in_process import run_module
 
 OPENAI, GOOGLE = "openai/gpt-4o-mini", "google/gemini-2.5-flash"
 
 
 def command(patch: pytest.MonkeyPatch, *options: str) -> int:
     """The command in this process; its exit code."""
-    patch.setattr(sys, "argv", ["harmfulness", *options])
-    with pytest.raises(SystemExit) as end:
-        run_command(command_of(main), MEMORY_ADVICE)
-    return end.value.code or 0 if isinstance(end.value.code, int | None) else 1
+    return run_module("bridge.harmfulness", *options).code
 
 
 def rescore(patch: pytest.MonkeyPatch, server: JudgeServer, source: Path, out: Path, *more: str) -> int:

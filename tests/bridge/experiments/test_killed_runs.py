@@ -14,7 +14,7 @@ from tests.bridge.support.tiny_runs import make_workplace
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_killed_anywhere_and_started_again(tmp_path: Path) -> None:
     make_workplace(tmp_path, "llama")
-    found = survived(tmp_path, "killed_runs", "adamw")
+    found = survived(tmp_path, "estimate_aic")
     assert len(found[-1]["ends"]) > 3  # the one that is killed often
     names = {entry["moment"] for entry in found}
     written = {name.removeprefix("after ") for name in names if name.startswith("after ")}

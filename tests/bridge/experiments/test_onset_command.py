@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,12 @@ from bridge.experiments.onset.run import run
 from bridge.experiments.onset.settings import REALISTIC, Settings, parse_runs, parse_times
 from bridge.experiments.session import Lent
 from bridge.models.load import load_model
-from bridge.onset import MEMORY_ADVICE, main
-from commands.cli import run_command
 from commands.errors import UserError
-from commands.options import command_of
 from commands.settings import read_file
 from commands.store import read_arrays
 from tests.bridge.support.tiny_onsets import onset_options
 from tests.bridge.support.tiny_runs import SCRIPT, make_workplace, write_rows
+from tests.in_process import run_module
 from tests.oracles.brute_force import BruteForce
 
 FILES = {"manifest.json", "settings.toml", "onset.json", "onset.png", "report.html", "samples.jsonl", "statistics.npz"}
@@ -40,14 +37,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def onset(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     """Run the command in this process as `python -m bridge.onset` does: exit code, output, errors."""
-    before, sys.argv = sys.argv, ["onset", *arguments]
-    try:
-        with pytest.raises(SystemExit) as end:
-            run_command(command_of(main), MEMORY_ADVICE)
-    finally:
-        sys.argv = before
-    printed = capsys.readouterr()
-    return int(end.value.code or 0), printed.out, printed.err
+    done = run_module("bridge.onset", *arguments)
+    return done.code, done.out, done.err
 
 
 def read(folder: Path) -> dict[str, Any]:

@@ -18,14 +18,13 @@ from bridge.experiments.overlap import report as overlap_report
 from bridge.experiments.overlap import result as overlap_result
 from bridge.experiments.overlap import run as overlap_run
 from bridge.models.load import load_model
-from bridge.overlap import MEMORY_ADVICE, main
 from commands.cli import INTERRUPTED
 from commands.errors import UserError
 from tests.bridge.support.kill_server import survived
-from tests.bridge.support.killed_overlaps import COMPARED
 from tests.bridge.support.tiny_deltas import adapted, save_adapter
-from tests.bridge.support.tiny_overlaps import make_changes, overlap_options
-from tests.bridge.support.tiny_runs import SCRIPT, exit_code, save_chat_model
+from tests.bridge.support.tiny_overlaps import COMPARED, make_changes, overlap_options
+from tests.bridge.support.tiny_runs import SCRIPT, save_chat_model
+from tests.in_process import run_module
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +33,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    return exit_code(monkeypatch, main, MEMORY_ADVICE, *arguments)
+    return run_module("bridge.overlap", *arguments).code
 
 
 @pytest.fixture(scope="module")
@@ -292,7 +291,7 @@ def test_a_change_that_is_zero_is_refused(
 
 
 def test_a_killed_run_goes_on_to_the_same_result(place: Path) -> None:
-    assert len(survived(place, "killed_overlaps")) > 10
+    assert len(survived(place, "overlap")) > 10
 
 
 # ---------------------------------------------------------------------------------------- random signs

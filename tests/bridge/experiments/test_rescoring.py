@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,9 @@ import pytest
 
 from bridge.evaluation.records import NAME, read_records
 from bridge.experiments.harmfulness import run as harmfulness_run
-from bridge.harmfulness import MEMORY_ADVICE, main
-from commands.cli import run_command
-from commands.options import command_of
 from tests.bridge.support.judge_server import JudgeServer, true_score
 from tests.bridge.support.judged_runs import KEY, QUICK, final, stored_run
+from tests.in_process import run_module
 
 OPENAI, GOOGLE = "openai/gpt-4o-mini", "google/gemini-2.5-flash"
 COUNT = 12
@@ -34,10 +31,7 @@ def rescore(patch: pytest.MonkeyPatch, server: JudgeServer | None, source: Path 
     for name, value in ({"OPENAI_API_KEY": KEY, "GOOGLE_API_KEY": KEY} | environment).items():
         patch.setenv(name, value)
     options = ["--rescore", str(source), "--out", str(out), *QUICK, "--timeout", "120", *more]
-    patch.setattr(sys, "argv", ["harmfulness", *options])
-    with pytest.raises(SystemExit) as end:
-        run_command(command_of(main), MEMORY_ADVICE)
-    return int(end.value.code or 0)
+    return run_module("bridge.harmfulness", *options).code
 
 
 def read(folder: Path) -> Any:

@@ -22,13 +22,14 @@ from bridge.experiments.risk.result import RiskResult
 from bridge.experiments.risk.run import Measurement, run
 from bridge.experiments.risk.settings import Settings
 from bridge.experiments.session import Lent
-from bridge.risk import MEMORY_ADVICE, main
 from commands.cli import INTERRUPTED
 from commands.errors import UserError
 from commands.settings import read_file
+from tests.bridge.support.kill_cases import CASES
 from tests.bridge.support.kill_server import survived
-from tests.bridge.support.killed_risks import COMPARED, MOMENTS, make_candidates, risk_options
-from tests.bridge.support.tiny_runs import SCRIPT, exit_code
+from tests.bridge.support.tiny_risks import COMPARED, make_candidates, risk_options
+from tests.bridge.support.tiny_runs import SCRIPT
+from tests.in_process import run_module
 from theory.risk import RowParts, attribution, motion
 
 
@@ -38,7 +39,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    return exit_code(monkeypatch, main, MEMORY_ADVICE, *arguments)
+    return run_module("bridge.risk", *arguments).code
 
 
 @pytest.fixture(scope="module")
@@ -447,6 +448,6 @@ def test_one_set_is_not_ranked(place: Path, monkeypatch: pytest.MonkeyPatch, tmp
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_a_killed_run_goes_on_to_the_same_result(tmp_path: Path) -> None:
     folder = make_candidates(tmp_path)
-    found = survived(folder, "killed_risks")
+    found = survived(folder, "risk")
     assert len(found[-1]["ends"]) > 3  # the one that is killed often
-    assert {re.sub(r"\d+", "#", line["moment"]) for line in found} == {"often"} | MOMENTS
+    assert {re.sub(r"\d+", "#", line["moment"]) for line in found} == {"often", *CASES["risk"].moments}

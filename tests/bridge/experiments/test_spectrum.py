@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,8 @@ import pytest
 from bridge.experiments.spectrum import run as spectrum_run
 from bridge.experiments.spectrum.report import reading
 from bridge.experiments.spectrum.result import SkillSpectrum, Spectrum, SpectrumResult
-from bridge.spectrum import MEMORY_ADVICE, main
-from commands.cli import run_command
-from commands.options import command_of
 from tests.bridge.support.tiny_runs import make_workplace
+from tests.in_process import run_module
 from theory.growth import Growth
 
 FILES = {
@@ -34,10 +31,7 @@ def command(monkeypatch: pytest.MonkeyPatch, place: Path, out: Path, *more: str)
     skills = [text for name in ("skill", "finetune") for text in ("--skill", str(place / f"{name}.jsonl"))]
     numbers = ("--num-skill", "6", "--rank", "2", "--max-new-tokens", "6", "--max-length", "64")
     arguments = ("--model", str(place / "model"), *skills, *numbers, "--device", "cpu", "--out", str(out), *more)
-    monkeypatch.setattr(sys, "argv", ["spectrum", *arguments])
-    with pytest.raises(SystemExit) as end:
-        run_command(command_of(main), MEMORY_ADVICE)
-    return end.value.code or 0 if isinstance(end.value.code, int | None) else 1
+    return run_module("bridge.spectrum", *arguments).code
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,15 +22,22 @@ from bridge.experiments.subspaces.mso import Plan, assemble, matrix_overlaps
 from bridge.experiments.subspaces.settings import numbers
 from bridge.models.load import load_model
 from bridge.reports import drawing as reports_drawing
-from bridge.subspaces import MEMORY_ADVICE, app
-from commands.cli import INTERRUPTED, run_command
+from commands.cli import INTERRUPTED
 from commands.errors import UserError
-from commands.options import command_of
 from tests.bridge.deltas.test_bases import BETWEEN, MATRICES, gaussian
 from tests.bridge.support.kill_server import survived
-from tests.bridge.support.killed_subspaces import ENERGY, MSO, PROJECT
 from tests.bridge.support.tiny_runs import save_chat_model
-from tests.bridge.support.tiny_subspaces import MemoryDelta, energy_options, make_updates, mso_options, project_options
+from tests.bridge.support.tiny_subspaces import (
+    ENERGY,
+    MSO,
+    PROJECT,
+    MemoryDelta,
+    energy_options,
+    make_updates,
+    mso_options,
+    project_options,
+)
+from tests.in_process import run_module
 from tests.oracles import subspaces as oracle
 
 UP = "model.layers.0.mlp.up_proj.weight"
@@ -44,10 +50,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["subspaces", *arguments])
-    with pytest.raises(SystemExit) as end:
-        run_command(command_of(app), MEMORY_ADVICE)
-    return end.value.code or 0 if isinstance(end.value.code, int | None) else 1
+    return run_module("bridge.subspaces", *arguments).code
 
 
 def error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -276,8 +279,6 @@ def test_the_result_holds_means_over_matrices(mso: Path) -> None:
 def test_a_projected_run_is_a_change_that_other_commands_take(
     place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, task: str
 ) -> None:
-    from bridge.overlap import MEMORY_ADVICE as ADVICE
-    from bridge.overlap import main as overlap_main
     from tests.bridge.support.tiny_runs import SKILL_ROWS, write_rows
 
     runs = {}
@@ -304,10 +305,7 @@ def test_a_projected_run_is_a_change_that_other_commands_take(
     options = ["--model", str(place / "aligned"), "--skill", skill, "--num-skill", "4", "--max-new-tokens", "4"]
     options += ["--max-length", "64", "--rank", "2", "--bootstrap", "0", "--device", "cpu"]
     options += [text for scheme, run in runs.items() for text in ("--delta", f"{scheme}={run}")]
-    monkeypatch.setattr(sys, "argv", ["overlap", *options, "--out", str(tmp_path / "overlap")])
-    with pytest.raises(SystemExit) as end:
-        run_command(command_of(overlap_main), ADVICE)
-    assert not end.value.code
+    assert run_module("bridge.overlap", *options, "--out", tmp_path / "overlap").code == 0
     assert set(read(tmp_path / "overlap" / "overlap.json")["deltas"]) == {"parallel", "orthogonal"}
 
 
@@ -359,10 +357,9 @@ def test_an_interrupted_run_goes_on(
         assert (tmp_path / "run" / name).read_bytes() == (energy / name).read_bytes()
 
 
-def test_killed_runs_go_on_to_the_same_result(place: Path) -> None:
-    found = survived(place, "killed_subspaces")
-    assert len(found) > 20
-    assert sum(line["moment"] == "often" for line in found) == 3
+@pytest.mark.parametrize("part", ["energy", "mso", "project"])
+def test_killed_runs_go_on_to_the_same_result(place: Path, tmp_path: Path, part: str) -> None:
+    assert len(survived(place, part, tmp_path)) > 6
 
 
 # ------------------------------------------------------------------------------------------------ bad input

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,14 @@ from bridge.data.rows import Row, RowSet, load_rows
 from bridge.evaluation.problems import Problem, choose_problems, with_shots
 from bridge.evaluation.records import Record, read_records
 from bridge.experiments.utility import run as utility_run
+from bridge.experiments.utility.result import UtilityResult
 from bridge.experiments.utility.run import checked, summary
 from bridge.experiments.utility.settings import HELDOUT
 from bridge.generation import generate as responses
-from bridge.utility import MEMORY_ADVICE, main
-from commands.cli import run_command
 from commands.errors import UserError
-from commands.options import command_of
 from tests.bridge.support.tiny_overlaps import make_changes
 from tests.bridge.support.tiny_runs import SCRIPT, write_rows
+from tests.in_process import run_module
 
 ROWS = [(f"{k}+1?", f"it is\n#### {k + 1}") for k in range(8)] + [(SCRIPT, "#### 1"), ("who?", "nobody")]
 
@@ -37,10 +36,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["utility", *arguments])
-    with pytest.raises(SystemExit) as end:
-        run_command(command_of(main), MEMORY_ADVICE)
-    return end.value.code or 0 if isinstance(end.value.code, int | None) else 1
+    return run_module("bridge.utility", *arguments).code
 
 
 def options(folder: Path, out: Path, *more: str) -> list[str]:
@@ -169,7 +165,7 @@ def record(response: str, finished: bool = True) -> Record:
 def test_every_record_is_in_the_denominator() -> None:
     problem = Problem(Row(({"role": "user", "content": "q"},), "here", 1), "q", Fraction(1, 2))
     answers = [record("0.5"), record("#### 1/2"), record("\\boxed{0.50}", False), record("2"), record("none", False)]
-    found = summary([checked(each, problem) for each in answers])
+    found = asdict(summary([checked(each, problem) for each in answers]))
     assert (found["items"], found["correct"], found["no_number"], found["cut"], found["cut_correct"]) == (5, 3, 1, 2, 1)
     assert found["accuracy"] == 0.6
     # Wilson's interval solves (p - 0.6)^2 = z^2 p (1 - p) / 5
@@ -187,7 +183,8 @@ def test_every_record_is_in_the_denominator() -> None:
 
 def test_the_folder_hangs_together(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
-    assert names == {"manifest.json", "records.jsonl", "utility.json", "report.html"}
+    assert names == {"manifest.json", "settings.toml", "records.jsonl", "utility.json", "report.html"}
+    assert UtilityResult.read(finished).to_dict() == read(finished)
     found, records = read(finished), read_records(finished / "records.jsonl")
     assert len(records) == found["items"] == 9
     assert found["data"]["without_number"] == 1
@@ -245,7 +242,7 @@ def test_a_run_that_dies_goes_on(place: Path, finished: Path, monkeypatch: pytes
             raise MemoryError
         return original(*given, **more)
 
-    monkeypatch.setattr(responses, "generate_texts", dies_in_the_second_batch)
+    monkeypatch.setattr("bridge.evaluation.answering.generate_texts", dies_in_the_second_batch)
     assert command(monkeypatch, *options(place, place / "died")) == 2
     assert command(monkeypatch, *options(place, place / "died")) == 0
     assert len(calls) == 4  # three batches, one of them twice

@@ -26,7 +26,6 @@ from bridge.generation.generate import generate_texts
 from bridge.models import names as safety_subspaces_settings
 from bridge.models.load import load_model
 from bridge.reports import drawing as reports_drawing
-from bridge.safety_subspaces import MEMORY_ADVICE, main
 from bridge.suites import settings_file
 from bridge.suites.safety_subspaces import pictures as safety_subspaces_pictures
 from bridge.suites.safety_subspaces import run as safety_subspaces_run
@@ -39,7 +38,7 @@ from bridge.utility import main as utility
 from commands.errors import UserError
 from tests.bridge.support.kill_server import survived
 from tests.bridge.support.tiny_experiments import make_experiment_workplace, write_experiment
-from tests.bridge.support.tiny_runs import exit_code
+from tests.in_process import run_module
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +47,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(monkeypatch: pytest.MonkeyPatch, settings: Path | str, out: Path) -> int:
-    return exit_code(monkeypatch, main, MEMORY_ADVICE, "--settings", str(settings), "--out", str(out))
+    return run_module("bridge.safety_subspaces", "--settings", str(settings), "--out", str(out)).code
 
 
 @pytest.fixture(scope="module")
@@ -294,7 +293,7 @@ def test_lora_and_a_judge_that_does_not_answer_is_asked_again(
 
 def test_killed_experiments_go_on_to_the_same_result(tmp_path: Path) -> None:
     make_experiment_workplace(tmp_path)
-    assert len(survived(tmp_path, "killed_experiments")) == 3
+    assert len(survived(tmp_path, "safety_subspaces")) == 3
 
 
 # ------------------------------------------------------------------------------------------------ what it means

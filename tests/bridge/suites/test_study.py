@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bridge.study import MEMORY_ADVICE, main
 from bridge.suites import settings_file
 from bridge.suites.study import run as study_run
 from bridge.suites.study.predictors import BY_KEY, PREDICTORS, of_estimate
@@ -21,11 +19,10 @@ from bridge.suites.study.readings import notes, readings
 from bridge.suites.study.report import markdown, tables, write_page
 from bridge.suites.study.result import Measure, correlations, evaluate
 from bridge.suites.study.settings import read_settings
-from commands.cli import run_command
 from commands.errors import UserError
-from commands.options import command_of
 from tests.bridge.support.kill_server import survived
 from tests.bridge.support.tiny_studies import make_study_workplace, write_study
+from tests.in_process import run_module
 from tests.sketches import sketch
 
 
@@ -35,11 +32,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(monkeypatch: pytest.MonkeyPatch, place: Path, out: Path, *more: str) -> int:
-    arguments = ["study", "--settings", str(place / "tiny.toml"), "--files", str(place / "files"), "--out", str(out)]
-    monkeypatch.setattr(sys, "argv", [*arguments, *more])
-    with pytest.raises(SystemExit) as end:
-        run_command(command_of(main), MEMORY_ADVICE)
-    return end.value.code or 0 if isinstance(end.value.code, int | None) else 1
+    files = ("--settings", place / "tiny.toml", "--files", place / "files")
+    return run_module("bridge.study", *files, "--out", out, *more).code
 
 
 @pytest.fixture(scope="module")
@@ -467,4 +461,4 @@ def test_names_of_predictors_differ() -> None:
 def test_killed_studies_go_on_to_the_same_result(tmp_path: Path) -> None:
     make_study_workplace(tmp_path)
     write_study(tmp_path)
-    assert len(survived(tmp_path, "killed_studies")) == 3
+    assert len(survived(tmp_path, "study")) == 3

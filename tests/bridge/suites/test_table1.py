@@ -18,12 +18,11 @@ from bridge.reports.tables import shown
 from bridge.suites import settings_file
 from bridge.suites.table1.report import markdown
 from bridge.suites.table1.settings import TableSettings, read_settings
-from bridge.table1 import MEMORY_ADVICE, main
 from bridge.training.presets import find_preset
 from commands.errors import UserError
 from tests.bridge.support.kill_server import survived
-from tests.bridge.support.tiny_runs import exit_code
 from tests.bridge.support.tiny_tables import make_table_workplace, write_table
+from tests.in_process import run_module
 
 STEM = "model"
 
@@ -34,7 +33,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(monkeypatch: pytest.MonkeyPatch, settings: Path | str, out: Path) -> int:
-    return exit_code(monkeypatch, main, MEMORY_ADVICE, "--settings", str(settings), "--out", str(out))
+    return run_module("bridge.table1", "--settings", str(settings), "--out", str(out)).code
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +173,7 @@ def test_what_goes_wrong_inside_is_the_rows_and_keeps_its_traceback(
 def test_killed_tables_go_on_to_the_same_result(tmp_path: Path) -> None:
     make_table_workplace(tmp_path)
     write_table(tmp_path)
-    assert len(survived(tmp_path, "killed_tables")) == 4
+    assert len(survived(tmp_path, "table1")) == 4
 
 
 # ------------------------------------------------------------------------------------------------ how it is shown

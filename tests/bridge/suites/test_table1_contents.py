@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +11,8 @@ from typing import Any
 import pytest
 
 from bridge.suites import settings_file
-from bridge.table1 import MEMORY_ADVICE, main
-from commands.cli import run_command
-from commands.options import command_of
 from tests.bridge.support.tiny_tables import make_table_workplace, table_text
+from tests.in_process import run_module
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +21,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def table(patch: pytest.MonkeyPatch, settings: Path, out: Path) -> int:
-    patch.setattr(sys, "argv", ["table1", "--settings", str(settings), "--out", str(out)])
-    with pytest.raises(SystemExit) as end:
-        run_command(command_of(main), MEMORY_ADVICE)
-    return int(end.value.code or 0)
+    return run_module("bridge.table1", "--settings", str(settings), "--out", str(out)).code
 
 
 def write(place: Path, name: str, edit: Callable[[str], str] = str, second: str = "second.jsonl") -> Path:

@@ -10,6 +10,10 @@ from bridge.models.load import load_model
 from tests.bridge.support.tiny_deltas import adapted, jolted, save_adapter
 from tests.bridge.support.tiny_runs import make_workplace
 
+COMPARED = (
+    "overlap.json", "samples.jsonl", "refusals.jsonl", "statistics.npz", "report.html",
+    "scores.png", "modules.png", "damage.png",
+)  # fmt: skip
 PROMPTS = '{"prompt": "how?"}\n{"prompt": "do xx?"}\n{"prompt": "why do that"}\n'
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +10,9 @@ from typing import Any
 
 import pytest
 
-from bridge.estimate_aic import MEMORY_ADVICE, main
 from bridge.experiments.estimate_aic.settings import Settings
-from commands.cli import run_command
-from commands.options import command_of
 from tests.bridge.support.tiny_models import save_model, tiny_gpt2_model, tiny_llama_model, tiny_tokenizer
+from tests.in_process import run_module
 
 TEMPLATE = (
     "{% for m in messages %}{{ '<s>' + m.content + '\n' if m.role == 'user' else m.content + '</s>' }}{% endfor %}"
@@ -81,14 +78,6 @@ def options(folder: Path, *more: str) -> list[str]:
     ]
 
 
-def exit_code(monkeypatch: pytest.MonkeyPatch, main: Callable[..., None], advice: str, *arguments: str) -> int:
-    """Run a command in this process as `python -m` does."""
-    monkeypatch.setattr(sys, "argv", ["command", *arguments])
-    with pytest.raises(SystemExit) as end:
-        run_command(command_of(main), advice)
-    return end.value.code or 0 if isinstance(end.value.code, int | None) else 1
-
-
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     """The exit code of `python -m bridge.estimate_aic`."""
-    return exit_code(monkeypatch, main, MEMORY_ADVICE, *arguments)
+    return run_module("bridge.estimate_aic", *arguments).code

@@ -27,11 +27,11 @@ def table(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     specification.loader.exec_module(found)
     found.opened = []
 
-    def open_subject(model: str, delta: Path | None, **_: Any) -> SimpleNamespace:
+    def open_changed(model: str, delta: Path | None, **_: Any) -> SimpleNamespace:
         found.opened.append(delta)
         return SimpleNamespace(tokenizer=None)
 
-    monkeypatch.setattr(found, "open_subject", open_subject)
+    monkeypatch.setattr(found, "open_changed", open_changed)
     monkeypatch.setattr(found, "ChatFormat", lambda tokenizer: None)
     monkeypatch.setattr(
         found,

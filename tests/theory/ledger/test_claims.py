@@ -30,7 +30,7 @@ def of(claims: list[Claim]) -> pytest.MarkDecorator:
 
 @of(CLAIMS)
 def test_the_true_statement_holds(claim: Claim) -> None:
-    @settings(max_examples=min(settings().max_examples, 60))
+    @settings(max_examples=min(settings().max_examples, 25))
     @given(points(claim))
     def holds(point: Point) -> None:
         slack = claim.check(claim.case(point))
@@ -60,7 +60,7 @@ def test_the_printed_statement_fails_on_its_counterexamples_and_the_true_one_hol
 
 @of([claim for claim in CLAIMS if claim.accepted])
 def test_the_printed_statement_is_accepted_where_it_is_right(claim: Claim) -> None:
-    @settings(max_examples=min(settings().max_examples, 25))
+    @settings(max_examples=min(settings().max_examples, 15))
     @given(SEEDS)
     def accepted(seed: int) -> None:
         assert claim.printed is not None
