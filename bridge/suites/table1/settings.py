@@ -11,6 +11,7 @@ from bridge.experiments.finetune.settings import Settings as FinetuneSettings
 from bridge.experiments.harmfulness.settings import Settings as HarmfulnessSettings
 from bridge.experiments.options import Device, Seed
 from bridge.experiments.overlap.settings import Settings as OverlapSettings
+from bridge.experiments.utility.settings import HELDOUT
 from bridge.experiments.utility.settings import Settings as UtilitySettings
 from bridge.models.names import resolve
 from bridge.suites.finetunes import Finetunes, Reading, TrainingSet, check_finetune
@@ -24,6 +25,7 @@ SHIPPED = {"offline": "table1/offline.toml", "paper": "table1/paper.toml"}
 
 CHANGE = "change"
 """Label of a row's change of the weights."""
+_HERE = "."  # stands for a row's change, which is not there yet
 # Options that the table itself gives to its commands, or that a row has no use for.
 _OWNED = ("model", "delta", "method", "data", "seed", "device", "rescore")
 
@@ -75,8 +77,8 @@ class TableSettings(Finetunes):
         if (harmfulness := self.harmfulness_settings(model, None)) is not None:
             found["harmfulness", "prompts"] = harmfulness.prompts
         if (utility := self.utility_settings(model, None)) is not None:
-            found["utility", "data"] = utility.heldout
-        if (overlap := self.overlap_settings(model, "")) is not None:
+            found["utility", "data"] = HELDOUT.get(utility.data, utility.data)
+        if (overlap := self.overlap_settings(model, _HERE)) is not None:
             found |= {("overlap", "skill"): overlap.skill, ("overlap", "refusals"): overlap.refusals}
         return {place: spec for place, spec in found.items() if spec is not None}
 
@@ -98,7 +100,7 @@ class TableSettings(Finetunes):
         measured = {
             "harmfulness": self.harmfulness_settings(model, None),
             "utility": self.utility_settings(model, None),
-            "overlap": self.overlap_settings(model, "a row's"),
+            "overlap": self.overlap_settings(model, _HERE),
         }
         if not any(measured.values()):
             faults.add("", "nothing is measured: expected [harmfulness], [utility] or [overlap]")
