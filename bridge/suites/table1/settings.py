@@ -139,4 +139,5 @@ def read_settings(spec: str) -> TableSettings:
 def _measured(file: SettingsFile, command: str, kind: type[Kind]) -> Options[Kind] | None:
     """The options of a command that measures, where the file has them."""
     without = [name for name in _OWNED if name != "data"]
-    return file.options(f"[{command}]", file.take(command), kind, without=without) if file.has(command) else None
+    found = file.take(command)
+    return None if found is None else file.options(f"[{command}]", found, kind, without=without)
