@@ -18,6 +18,7 @@ from commands.settings import Option
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 METHODS: tuple[Method, ...] = get_args(Method)
+_NOTHING = Options(FinetuneSettings)
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class TrainingSet:
 
     name: str
     data: str
-    options: Options[FinetuneSettings] = Options(FinetuneSettings)
+    options: Options[FinetuneSettings] = _NOTHING
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,21 +41,21 @@ class Finetunes(SuiteSettings):
     sets: Annotated[
         tuple[TrainingSet, ...], Option("Sets to train on.", wanted="at least one [[sets]] entry"), MinLen(1)
     ] = ()
-    finetune: Annotated[Options[FinetuneSettings], Option("Options of bridge.finetune.")] = Options(FinetuneSettings)
+    finetune: Annotated[Options[FinetuneSettings], Option("Options of bridge.finetune.")] = _NOTHING
     finetune_by_method: Annotated[
         Mapping[Method, Options[FinetuneSettings]], Option("The same for one method alone.")
     ] = field(default_factory=dict)
 
     def finetune_options(self, method: Method, chosen: TrainingSet) -> Options[FinetuneSettings]:
         """The options of one fine-tune that the file gives."""
-        of_method = self.finetune_by_method.get(method, Options(FinetuneSettings))
-        return self.finetune.over(of_method, chosen.options)
+        return self.finetune.over(self.finetune_by_method.get(method, _NOTHING), chosen.options)
 
     def document(self) -> dict[str, object]:
         """The settings as a file gives them."""
         found = super().document()
         del found["finetune_by_method"]
-        found["finetune"] = self.finetune.given | {m: o.given for m, o in self.finetune_by_method.items()}
+        by_method = {method: options.given for method, options in self.finetune_by_method.items()}
+        found["finetune"] = {**self.finetune.given, **by_method}
         found["sets"] = [{"name": each.name, "data": each.data, **each.options.given} for each in self.sets]
         return found
 

@@ -17,7 +17,6 @@ from bridge.models.names import resolve
 from bridge.suites.finetunes import Finetunes, Reading, TrainingSet, check_finetune
 from bridge.suites.settings_file import Distinct, Faults, Kind, Options, SettingsFile, check_set
 from bridge.training.plan import Method
-from commands.errors import UserError
 from commands.settings import Option, fields_of
 
 SHIPPED = {"offline": "table1/offline.toml", "paper": "table1/paper.toml"}

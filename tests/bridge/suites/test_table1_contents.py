@@ -138,7 +138,11 @@ def replaced(old: str, new: str) -> Callable[[str], str]:
 
 USELESS = [
     ('judge = "refusal"', 'judge = "refusal"\npreset = "greedy"', "[harmfulness] --preset: expected one of"),
-    ('prompts = "{place}/prompts.jsonl"', 'prompts = "advbensh"', "[harmfulness] --prompts: unknown data set 'advbensh'"),
+    (
+        'prompts = "{place}/prompts.jsonl"',
+        'prompts = "advbensh"',
+        "[harmfulness] --prompts: unknown data set 'advbensh'",
+    ),
     ('data = "{place}/sums.jsonl"', 'data = "gsm8"', "[utility] --data: unknown data set 'gsm8'"),
     ('skill = "{place}/skill.jsonl"', 'skill = "refusal"', "[overlap] --skill: unknown data set 'refusal'"),
     ("[overlap]\n", '[overlap]\nrefusals = "refusal"\n', "[overlap] --refusals: unknown data set 'refusal'"),
