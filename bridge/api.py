@@ -17,7 +17,6 @@ from bridge.data.in_memory import Rows
 from bridge.data.rows import RowSet
 from bridge.experiments.callers import Change, Data, Given, SampleOptions, Samples, labelled, python_names, rows_of
 from bridge.reports.results import Result
-from bridge.suites.kinds import result_kinds
 from commands.errors import UserError
 from commands.progress import Progress
 from commands.settings import fields_of
@@ -356,12 +355,13 @@ def load_result(folder: str | Path) -> Result:
         command, status = str(manifest["command"]), manifest["status"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: expected the folder of a run, with its manifest.json ({error})") from error
-    kinds = result_kinds()
-    if command not in kinds:
-        raise UserError(f"{path}: expected a run of {', '.join(kinds)}, got one of {command}")
+    from bridge.suites.kinds import KINDS
+
+    if command not in KINDS:
+        raise UserError(f"{path}: expected a run of {', '.join(KINDS)}, got one of {command}")
     if status != "complete":
         raise UserError(f"{path}: the run is not complete; the same command goes on with it")
-    return kinds[command].read(path)
+    return KINDS[command].read(path)
 
 
 def finetune(model: str | Path, data: Data = "benign", *, folder: str | Path, **options: object) -> FinetuneResult:
