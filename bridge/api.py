@@ -256,7 +256,7 @@ class Model:
         from bridge.experiments.activations.settings import Settings
 
         given = Given(Settings, options)
-        return self._run(given if sets is None else given.sets("set", sets, None, answered=False), run, folder)
+        return self._run(given if sets is None else given.sets("sets", sets, None, answered=False), run, folder)
 
     # ------------------------------------------------------------------------------ training and answers
 

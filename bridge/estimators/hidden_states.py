@@ -17,7 +17,8 @@ from bridge.estimators.taps import linear_modules
 from bridge.models.blocks import block_of
 from commands.errors import UserError
 from commands.progress import Progress
-from commands.store import Checkpoints, read_arrays, write_arrays
+from commands.runs import Arrays, arrays_of
+from commands.store import Checkpoints
 
 
 def decoder_blocks(model: torch.nn.Module) -> list[torch.nn.Module]:
@@ -135,16 +136,14 @@ def states_of(
     """
     order = sorted(range(len(ids)), key=lambda k: (-len(ids[k]), k))
     batches = [order[k : k + batch_size] for k in range(0, len(order), batch_size)]
-    files = [folder.checkpoint(f"states-{k}.npz") for k in range(len(batches))]
-    parts = []
-    with progress.stage(stage, len(batches), sum(file.exists() for file in files)) as tick:
-        for batch, file in zip(batches, files, strict=True):
-            if not file.exists():
-                found = last_token_states(model, *_padded([ids[k] for k in batch], pad_id, model)).numpy()
-                _require_finite(found)
-                write_arrays(file, {"states": found})
-                tick()
-            parts.append(read_arrays(file)["states"])
+
+    def states(k: int) -> Arrays:
+        found = last_token_states(model, *_padded([ids[i] for i in batches[k]], pad_id, model)).numpy()
+        _require_finite(found)
+        return {"states": found}
+
+    kept = arrays_of(range(len(batches)), states, folder, stage, progress, "states-{}.npz")
+    parts = [kept[k]["states"] for k in range(len(batches))]
     together = np.concatenate(parts)[np.argsort(order)]
     return np.ascontiguousarray(together.swapaxes(0, 1))
 

@@ -11,7 +11,7 @@ from commands.errors import UserError
 from commands.options import require
 
 
-def labelled_sets(specs: list[str]) -> dict[str, str]:
+def labelled_sets(specs: str | Sequence[str]) -> dict[str, str]:
     """Sets of prompts by label: LABEL=SET, or SET under its own name; NAME=FILE reads a file in the format of NAME.
 
     Raises:
@@ -19,7 +19,7 @@ def labelled_sets(specs: list[str]) -> dict[str, str]:
 
     """
     found: dict[str, str] = {}
-    for given in specs:
+    for given in [specs] if isinstance(specs, str) else specs:
         label, equals, spec = given.partition("=")
         own_format = label in NAMED_SETS and spec not in NAMED_SETS  # gsm8k=FILE
         if not equals or own_format or "/" in label or Path(given).exists():

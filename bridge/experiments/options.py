@@ -22,6 +22,13 @@ Dtype = Annotated[
     Literal["float32", "bfloat16", "float16", "float64"] | None,
     Option("float32, bfloat16, float16 or float64. (default: float32)"),
 ]
+Delta = Annotated[
+    str | None,
+    Option(
+        "A change of the model's weights: a run folder of bridge.finetune, an adapter, a delta.safetensors, or the "
+        "folder of the changed model."
+    ),
+]
 Device = Annotated[str | None, Option("cpu, cuda, cuda:N. (default: the GPU if there is one)")]
 Skill = Annotated[str, Option("What to protect: refusals, NAME=FILE or FILE.jsonl.")]
 Optimizer = Annotated[Literal["sgd", "adamw"], Option("Gradient flow, or AdamW's preconditioned flow.")]
@@ -51,13 +58,7 @@ class Answers(Settings):
     """The model, and how it answers."""
 
     model: Model = "smollm2-135m"
-    delta: Annotated[
-        str | None,
-        Option(
-            "A change of the model's weights: a run folder of bridge.finetune, an adapter, a delta.safetensors, or the "
-            "folder of the changed model."
-        ),
-    ] = None
+    delta: Delta = None
     preset: Annotated[str, Option(f"How answers are decoded: {', '.join(DECODINGS)}.")] = "aic"
     max_new_tokens: Annotated[int | None, Option("Longest answer, in tokens. (default: preset)"), Ge(1)] = None
     dtype: Dtype = None

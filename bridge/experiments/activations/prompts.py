@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bridge.data.chat import ChatFormat
 from bridge.data.rows import Row, RowSet, question
-from bridge.experiments.activations.settings import LEAST_PROMPTS
+from bridge.experiments.activations.settings import LEAST_PROMPTS, Settings
 from bridge.generation.generate import check_room, generate_texts
 from bridge.models.load import LoadedModel
 from commands.errors import UserError
 from commands.progress import Progress
 from commands.store import Checkpoints
-
-if TYPE_CHECKING:
-    from bridge.experiments.activations.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -47,7 +43,7 @@ class Ended:
     finished: bool = False
 
 
-def choose_prompts(label: str, source: RowSet, subject: LoadedModel, chat: ChatFormat, settings: Settings) -> Prompts:
+def choose_prompts(label: str, source: RowSet, loaded: LoadedModel, chat: ChatFormat, settings: Settings) -> Prompts:
     """As many prompts of a set as the settings ask for, drawn by their seed, all different, in the set's order.
 
     A prompt that is the same, token by token, as one chosen before is left out and counted: two halves of a set would
@@ -67,7 +63,7 @@ def choose_prompts(label: str, source: RowSet, subject: LoadedModel, chat: ChatF
         if len(chosen) == wanted:
             break
         try:
-            ids = _fitting_ids(source.rows[index], subject, chat, settings)
+            ids = _fitting_ids(source.rows[index], loaded, chat, settings)
         except UserError as error:
             if not settings.skip_bad_rows:
                 raise UserError(f"--set {label}: {error}") from error
@@ -93,30 +89,30 @@ def choose_prompts(label: str, source: RowSet, subject: LoadedModel, chat: ChatF
     return Prompts(label, source, rows, tuple(chosen[k] for k in order), repeated, tuple(skipped))
 
 
-def _fitting_ids(row: Row, subject: LoadedModel, chat: ChatFormat, settings: Settings) -> tuple[int, ...]:
+def _fitting_ids(row: Row, loaded: LoadedModel, chat: ChatFormat, settings: Settings) -> tuple[int, ...]:
     """Token ids of a prompt; UserError, naming the row, where it cannot be rendered or has no room in the model."""
     ids = chat.prompt_ids(row)
     if settings.token == "generated":
-        check_room(subject.model, [row], [ids], settings.max_new_tokens)
+        check_room(loaded.model, [row], [ids], settings.max_new_tokens)
         return tuple(ids)
-    limit = getattr(subject.model.config.get_text_config(), "max_position_embeddings", None)
+    limit = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     if isinstance(limit, int) and len(ids) > limit:
         raise row.error(f"the prompt takes {len(ids)} tokens, and the model has {limit} positions: leave the row out")
     return tuple(ids)
 
 
 def prompt_ends(
-    subject: LoadedModel, chat: ChatFormat, prompts: Prompts, settings: Settings, part: Checkpoints, progress: Progress
+    loaded: LoadedModel, chat: ChatFormat, prompts: Prompts, settings: Settings, part: Checkpoints, progress: Progress
 ) -> list[Ended]:
     """The token of every prompt whose states are measured, with all that comes before it."""
 
     def text(token: int) -> str:
-        return str(subject.tokenizer.decode([token]))
+        return str(loaded.tokenizer.decode([token]))
 
     if settings.token == "prompt":
         return [Ended(ids, text(ids[-1])) for ids in prompts.ids]
     answers = generate_texts(
-        subject,
+        loaded,
         chat,
         prompts.rows,
         max_new_tokens=settings.max_new_tokens,
@@ -133,7 +129,7 @@ def prompt_ends(
     return found
 
 
-def record(prompts: Prompts, row: Row, end: Ended) -> dict[str, Any]:
+def record(prompts: Prompts, row: Row, end: Ended) -> dict[str, object]:
     """One line of prompts.jsonl: the rows of activations.npz, set by set, in their order."""
     response = {} if end.response is None else {"response": end.response, "finished": end.finished}
     return {

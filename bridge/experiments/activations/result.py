@@ -1,142 +1,168 @@
-"""activations.json: what the overlaps of all layers say, put together."""
+"""What `bridge.activations` finds: overlaps of the subspaces of sets of prompts, layer by layer."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
-import numpy as np
+from bridge.reports.results import Result
 
-from bridge.experiments.activations.prompts import Ended, Prompts
-from commands.store import SCHEMA_VERSION
-from theory.activation_overlap import PairOverlap, Plan, mean_of, pairs, relabelling_p_value, share_of_ceiling
-from theory.resampling import percentile_interval
-
-if TYPE_CHECKING:
-    from bridge.experiments.activations.settings import Settings
-
-CENTRINGS = ("uncentred", "centred")
-_SHOWN_TOKENS = 3
+Centring = Literal["uncentred", "centred"]
+CENTRINGS: tuple[Centring, ...] = ("uncentred", "centred")
 
 
-def assemble(
-    chosen: Sequence[Prompts],
-    ended: Sequence[Sequence[Ended]],
-    overlaps: Mapping[str, Sequence[Sequence[PairOverlap]]],
-    plan: Plan,
-    layers: Sequence[int],
-    settings: Settings,
-    shape: tuple[int, ...],
-) -> dict[str, Any]:
-    """The content of activations.json, without what the options say of the model.
+@dataclass(frozen=True)
+class Answered:
+    """Responses of a set, where their last tokens were measured: `empty` ended at once, `cut` before their end."""
 
-    Args:
-        chosen: the prompts of every set.
-        ended: for each set and prompt the token that was measured.
-        overlaps: by centring, for each layer the overlaps of every pair of sets.
-        plan: splits and relabellings.
-        layers: those that are summed up.
-        settings: the options.
-        shape: (layers, prompts, hidden size) of the first set's states.
+    empty: int
+    finished: int
+    cut: int
+    mean_tokens: float
+
+
+@dataclass(frozen=True)
+class SetSummary:
+    """A set: where it is from, what was left out, which tokens were measured (the commonest, with their counts)."""
+
+    name: str
+    sha256: str
+    rows: int
+    prompts: int
+    repeated: int
+    skipped: list[str]
+    different_tokens: int
+    commonest_tokens: list[tuple[str, int]]
+    responses: Answered | None = None
+
+
+@dataclass(frozen=True)
+class Halves:
+    """Overlap at equal numbers of prompts, means over random splits; a list has a number for each energy fraction.
+
+    Attributes:
+        overlap: of a half of one set with a half of the other; `interval` the central 95 % over splits.
+        ceilings: of two halves of each set; `ceiling_intervals` likewise.
+        share_of_ceiling: the overlap over the geometric mean of the ceilings.
+        chance: of random directions.
 
     """
-    blocks = shape[0] - 1
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "blocks": blocks,
-        "hidden_size": shape[2],
-        "summed_layers": list(layers),
-        "summed_depths": [round(layer / blocks, 4) for layer in layers],
-        "energies": list(settings.energies),
-        "rows_in_half": plan.rows_in_half,
-        "splits": settings.splits,
-        "permutations": settings.permutations,
-        "sets": {p.label: _about(p, ends) for p, ends in zip(chosen, ended, strict=True)},
-        "pairs": [
+
+    overlap: list[float | None]
+    interval: list[list[float] | None]
+    ceilings: list[list[float | None]]
+    ceiling_intervals: list[list[list[float] | None]]
+    share_of_ceiling: list[float | None]
+    chance: list[float | None]
+
+
+@dataclass(frozen=True)
+class Relabelled:
+    """The tested overlap, and what it is when the prompts' labels are drawn anew, for each energy fraction."""
+
+    tested: list[float | None]
+    mean: list[float | None]
+    interval: list[list[float] | None]
+    p_value: list[float | None]
+    p_value_over_energies: float | None
+
+
+@dataclass(frozen=True)
+class SetOverlap:
+    """The numbers of a pair of sets in one layer, or of a mean over layers; lists are over energy fractions.
+
+    Attributes:
+        ranks: of each set's subspace.
+        overlap: of all prompts, as in the paper; `chance` of random directions of these ranks.
+        mean_share: share of each set's energy in its mean; `mean_cosine` of the two means.
+
+    """
+
+    ranks: list[list[float]]
+    overlap: list[float | None]
+    chance: list[float | None]
+    half: Halves
+    mean_share: list[float]
+    mean_cosine: float | None
+
+
+@dataclass(frozen=True)
+class LayerOverlap(SetOverlap):
+    """One layer: 0 are the embeddings, i what block i hands on."""
+
+    layer: int
+    permuted: Relabelled | None = None
+
+
+@dataclass(frozen=True)
+class MeanOverlap(SetOverlap):
+    """The mean over the layers that are summed up and have directions."""
+
+    layers: list[int]
+    permuted: Relabelled | None = None
+
+
+@dataclass(frozen=True)
+class CentredPair:
+    """A pair of sets, states centred or not: the mean, every layer, and the layers without directions."""
+
+    mean: MeanOverlap | None
+    layers: list[LayerOverlap]
+    without_directions: list[int]
+
+
+@dataclass(frozen=True)
+class SetPair:
+    """A pair of sets, and how many prompts they have in common."""
+
+    sets: list[str]
+    shared_prompts: int
+    uncentred: CentredPair
+    centred: CentredPair
+
+    def centring(self, name: Centring) -> CentredPair:
+        """The pair with states as they are, or less their own set's mean."""
+        return self.centred if name == "centred" else self.uncentred
+
+
+@dataclass(frozen=True)
+class ActivationsResult(Result):
+    """Do sets of prompts share their subspaces in a model's hidden states?"""
+
+    FILE: ClassVar[str] = "activations.json"
+
+    model: str
+    delta: str | None
+    dtype: str
+    token: Literal["prompt", "generated"]
+    blocks: int
+    hidden_size: int
+    summed_layers: list[int]
+    summed_depths: list[float]
+    energies: list[float]
+    rows_in_half: int
+    splits: int
+    permutations: int
+    sets: dict[str, SetSummary]
+    pairs: list[SetPair]
+
+    def means(self) -> Iterator[tuple[SetPair, Centring, MeanOverlap | None]]:
+        """Every pair of sets, uncentred and centred, with its mean over layers."""
+        for pair in self.pairs:
+            for name in CENTRINGS:
+                yield pair, name, pair.centring(name).mean
+
+    def records(self) -> list[dict[str, object]]:
+        """A row a pair, centring and energy fraction: means over the layers that are summed up."""
+        return [
             {
-                "sets": [chosen[a].label, chosen[b].label],
-                "shared_prompts": len(set(chosen[a].ids) & set(chosen[b].ids)),
-                **{name: _pair([layer[q] for layer in overlaps[name]], layers) for name in CENTRINGS},
+                "sets": " × ".join(pair.sets), "states": name, "energy": energy, "overlap": mean.overlap[k],
+                "chance": mean.chance[k], "overlap_of_halves": mean.half.overlap[k],
+                "share_of_ceiling": mean.half.share_of_ceiling[k],
+                "p_value": mean.permuted.p_value[k] if mean.permuted else None,
             }
-            for q, (a, b) in enumerate(pairs(len(chosen)))
-        ],
-    }
-
-
-def _about(prompts: Prompts, ends: Sequence[Ended]) -> dict[str, Any]:
-    """A set: where it is from, what was left out, which tokens were measured."""
-    tokens = Counter(end.token for end in ends)
-    about: dict[str, Any] = {
-        "name": prompts.source.name,
-        "sha256": prompts.source.sha256,
-        "rows": len(prompts.source.rows),
-        "prompts": len(prompts.rows),
-        "repeated": prompts.repeated,
-        "skipped": [*prompts.source.skipped, *prompts.skipped],
-        "different_tokens": len({end.ids[-1] for end in ends}),
-        "commonest_tokens": [[token, count] for token, count in tokens.most_common(_SHOWN_TOKENS)],
-    }
-    if ends[0].response is not None:
-        about["responses"] = {
-            "empty": sum(end.written == 0 for end in ends),
-            "finished": sum(end.finished for end in ends),
-            "cut": sum(not end.finished for end in ends),
-            "mean_tokens": float(np.mean([end.written for end in ends])),
-        }
-    return about
-
-
-def _pair(by_layer: Sequence[PairOverlap], layers: Sequence[int]) -> dict[str, Any]:
-    """One pair of sets, states centred or not: the mean over the layers that are summed up, and every layer."""
-    used = [layer for layer in layers if by_layer[layer].defined]
-    mean = mean_of([by_layer[layer] for layer in used])
-    return {
-        "mean": None if mean is None else {"layers": used, **_entry(mean)},
-        "layers": [{"layer": number, **_entry(overlap)} for number, overlap in enumerate(by_layer)],
-        "without_directions": [number for number, overlap in enumerate(by_layer) if not overlap.defined],
-    }
-
-
-def _entry(found: PairOverlap) -> dict[str, Any]:
-    """The numbers of one layer, or of a mean over layers; a list has one number for each energy fraction."""
-    ceilings = found.self_half.mean(1)
-    entry: dict[str, Any] = {
-        "ranks": found.ranks.tolist(),
-        "overlap": _numbers(found.overlap),
-        "chance": _numbers(found.chance),
-        "half": {
-            "overlap": _numbers(found.cross_half.mean(0)),
-            "interval": _intervals(found.cross_half),
-            "ceilings": [_numbers(ceiling) for ceiling in ceilings],
-            "ceiling_intervals": [_intervals(own) for own in found.self_half],
-            "share_of_ceiling": _numbers(share_of_ceiling(found)),
-            "chance": _numbers(found.chance_half),
-        },
-        "mean_share": found.mean_share.tolist(),
-        "mean_cosine": _number(float(found.mean_cosine)),
-    }
-    if len(found.permuted):
-        over_energies = (np.array([found.tested.mean()]), found.permuted.mean(1, keepdims=True))
-        entry["permuted"] = {
-            "tested": _numbers(found.tested),
-            "mean": _numbers(found.permuted.mean(0)),
-            "interval": _intervals(found.permuted),
-            "p_value": _numbers(relabelling_p_value(found.tested, found.permuted)),
-            "p_value_over_energies": _numbers(relabelling_p_value(*over_energies))[0],
-        }
-    return entry
-
-
-def _number(value: float) -> float | None:
-    return value if np.isfinite(value) else None
-
-
-def _numbers(values: np.ndarray) -> list[float | None]:
-    return [_number(value) for value in values.tolist()]
-
-
-def _intervals(draws: np.ndarray) -> list[list[float] | None]:
-    """The central 95 % of draws (R, E), for each of E."""
-    ends = [percentile_interval(column, 0.95) for column in draws.T]
-    return [None if end is None else list(end) for end in ends]
+            for pair, name, mean in self.means()
+            if mean is not None
+            for k, energy in enumerate(self.energies)
+        ]  # fmt: skip
