@@ -69,14 +69,14 @@ class Finetunes(SuiteSettings):
         """The settings as a file gives them."""
         found = super().document()
         del found["finetune_by_method"]
-        by_method = {method: options.given for method, options in self.finetune_by_method.items()}
+        by_method: dict[str, object] = {method: more.given for method, more in self.finetune_by_method.items()}
         found["finetune"] = {**self.finetune.given, **by_method}
         found["sets"] = [each.document() for each in self.sets]
         return found
 
 
 def checked_finetune(make: Callable[[], FinetuneSettings], faults: Faults) -> FinetuneSettings | None:
-    """A fine-tune's settings, if they can be; options that no run could use and sets that there are none of are faults."""
+    """A fine-tune's settings, if they can be; options that no run could use are faults, and so are unknown sets."""
     with faults.at("[finetune]"):
         settings = make()
         settings.check()
@@ -115,7 +115,7 @@ class Reading:
         return self.file.options(place, found, FinetuneSettings, self._of_some)
 
     def sets(self, local: bool = False) -> list[TrainingSet]:
-        """The tables [[sets]], without those that cannot be, which are faults; `local` is whether they may name files."""
+        """The tables [[sets]], without those that cannot be, which are faults; `local`: they may name files."""
         entries = self.file.take("sets", [])
         found: list[TrainingSet] = []
         for number, entry in enumerate(entries if isinstance(entries, list) else [entries], start=1):

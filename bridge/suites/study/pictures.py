@@ -62,7 +62,7 @@ def _panel(axis: Axes, result: StudyResult, predictor: Predictor, outcome: Outco
     axis.set_title(f"{predictor.name}\n{rho}{within}", fontsize=8)
     axis.set_xlabel(f"{WHEN[predictor.stage]}{', trivial' if predictor.trivial else ''}", fontsize=7)
     axis.tick_params(labelsize=7)
-    axis.xaxis.get_offset_text().set_size(7)
+    axis.xaxis.get_offset_text().set_fontsize(7)
 
 
 def _scale(axis: Axes, which: str, values: Sequence[float]) -> None:

@@ -52,7 +52,8 @@ class Outcome:
     @classmethod
     def of(cls, refused: Refusals) -> Outcome:
         """The rate of refusals."""
-        return cls(refused.rate, *refused.interval, refused.total)
+        low, high = refused.interval
+        return cls(refused.rate, low, high, refused.total)
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ class Outcomes:
         change, before = found.deltas[CHANGE], found.base_refusals
         if change.utility_loss is None:
             raise ValueError("the utility loss was not measured")
-        loss = Outcome(change.utility_loss.mean, *(change.utility_loss.interval or (None, None)), found.num_samples)
+        low, high = change.utility_loss.interval or (None, None)
+        loss = Outcome(change.utility_loss.mean, low, high, found.num_samples)
         if change.refusals is None or before is None:
             return cls(loss)
         lost = Outcome(before.rate - change.refusals.rate, None, None, change.refusals.total)
