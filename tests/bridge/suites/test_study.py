@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +14,18 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bridge.models.built import built_folder
-from bridge.suites import settings_file
+from bridge.experiments.estimate_aic.result import LossAt
+from bridge.suites.stages import Stages
 from bridge.suites.study import run as study_run
-from bridge.suites.study.predictors import BY_KEY, PREDICTORS, of_estimate
+from bridge.suites.study import settings as study_settings
+from bridge.suites.study.predictors import BY_KEY, PREDICTORS, loss_at
+from bridge.suites.study.ranking import Ranking, correlations, evaluate
 from bridge.suites.study.readings import notes, readings
-from bridge.suites.study.report import markdown, tables, write_page
-from bridge.suites.study.result import Measure, correlations, evaluate
+from bridge.suites.study.report import markdown, tables, write
+from bridge.suites.study.result import Outcome, Outcomes, StudyResult, StudyRow
 from bridge.suites.study.settings import read_settings
 from commands.errors import UserError
 from tests.bridge.support.kill_server import survived
-from tests.bridge.support.tiny_runs import save_chat_model
 from tests.bridge.support.tiny_studies import make_study_workplace, write_study
 from tests.in_process import run_module
 from tests.sketches import sketch
@@ -46,6 +49,12 @@ def finished(place: Path) -> Path:
         patch.setattr("matplotlib.figure.Figure.savefig", sketch)  # of six commands: drawing would take half the time
         assert command(patch, place, place / "run") == 1
     return place / "run"
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the model of the settings that come with the package had been built."""
+    monkeypatch.setattr(study_settings, "resolve", lambda name: None)
 
 
 def read(path: Path) -> Any:
@@ -110,13 +119,10 @@ def test_what_is_known_before_is_of_the_very_rows_that_were_trained_on(finished:
         assert row["predictors"]["leak_per_decrease"] == pytest.approx(wanted)
 
 
-def test_the_prediction_is_read_from_the_curve_at_the_own_horizon(tmp_path: Path) -> None:
-    curve = [{"t": t, "utility_loss": loss} for t, loss in ((1.0, 3.0), (10.0, 300.0), (40.0, 9e9), (100.0, None))]
-    whole = {"gradient_norm": 1.0, "leak_exact": 2.0, "velocity_norm": 4.0, "onset_exact": 1.0, "horizon": 40.0}
-    found = {"schema_version": 1, "finetuning_loss": 1.0, "whole_model": {**whole, "predicted_loss_exact": curve}}
-    (tmp_path / "aic.json").write_text(json.dumps(found))
-    for horizon, loss in ((1.0, 3.0), (2.0, 12.0), (5.0, 75.0), (0.9, None), (11.0, None), (0.0, None), (None, None)):
-        assert of_estimate(tmp_path, horizon)["predicted_loss"] == (loss and pytest.approx(loss, rel=1e-12))
+def test_the_prediction_is_read_from_the_curve_at_the_own_horizon() -> None:
+    curve = [LossAt(t, loss) for t, loss in ((1.0, 3.0), (10.0, 300.0), (40.0, 9e9), (100.0, None))]
+    for t, loss in ((1.0, 3.0), (2.0, 12.0), (5.0, 75.0), (0.9, None), (11.0, None), (0.0, None)):
+        assert loss_at(curve, 40.0, t) == (loss and pytest.approx(loss, rel=1e-12))
 
 
 def test_the_pilot_is_the_beginning_of_the_fine_tune_on_the_same_skill(finished: Path) -> None:
@@ -145,13 +151,13 @@ def test_a_fine_tune_that_fails_is_listed_and_the_weights_of_the_others_are_gone
     assert read(finished / "manifest.json")["status"] == "running"
     before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file() and p.name != "manifest.json"}
     tried: list[str] = []
-    wanted = settings_file.command_main
+    original = Stages.step
 
-    def noted(name: str) -> Any:
+    def noted(stages: Stages, name: str, action: Any) -> Any:
         tried.append(name)
-        return wanted(name)
+        return original(stages, name, action)
 
-    monkeypatch.setattr(settings_file, "command_main", noted)
+    monkeypatch.setattr(Stages, "step", noted)
     assert command(monkeypatch, place, finished) == 1
     assert tried == ["finetune", "finetune"]
     assert {p: p.read_bytes() for p in finished.rglob("*") if p.is_file() and p.name != "manifest.json"} == before
@@ -180,8 +186,7 @@ def test_tables_and_page_say_the_same_as_json(finished: Path) -> None:
         else:
             assert "finetune: " in line["failures"]
             assert line["utility_loss"] == line["score"] == ""
-    text = (finished / "study.md").read_text()
-    assert text == markdown(found)
+    assert (finished / "study.md").read_text() == markdown(StudyResult.read(finished))
     page = (finished / "report.html").read_text()
     assert "A tiny &lt;b&gt;study&lt;/b&gt;" in page
     assert "<b>study" not in page
@@ -190,10 +195,35 @@ def test_tables_and_page_say_the_same_as_json(finished: Path) -> None:
     assert (finished / "utility_loss.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_result_is_read_back_as_it_was_written(finished: Path) -> None:
+    result = StudyResult.read(finished)
+    assert result.to_dict() == read(finished / "study.json")
+    assert list(result.to_frame()["status"]) == ["done"] * 4 + ["failed"] * 2
+    assert "learning rate × steps" not in result._repr_html_()  # no correlations
+    assert "The fine-tunes" in result._repr_html_()
+    assert result.plot("lost_refusals").startswith(b"\x89PNG")
+
+
+def test_rows_of_before_they_had_a_version_are_read(finished: Path, tmp_path: Path) -> None:
+    (_, folder), *_ = done_rows(finished)
+    found = read(folder / "row.json")
+    del found["schema_version"]
+    (tmp_path / "row.json").write_text(json.dumps(found))
+    assert StudyRow.read(tmp_path).to_dict() == {"schema_version": 1, **found}
+
+
+def test_the_settings_in_the_folder_are_those_of_the_study(finished: Path, place: Path) -> None:
+    again = read_settings(str(finished / "settings.toml"))
+    assert again == read_settings(str(place / "tiny.toml"), place / "files")
+    made = read(finished / "manifest.json")["settings"]
+    asked = again.identity() | {"dtype": "float32"}  # the model's own
+    assert asked == {name: made[name] for name in asked}
+
+
 def test_two_sets_are_too_few_for_a_correlation(finished: Path) -> None:
-    found = read(finished / "study.json")
-    empty = {"within_methods": {}, "lora": {}, "full": {}, "pooled": {}}
-    assert found["correlations"] == {"utility_loss": empty, "lost_refusals": empty}
+    found = StudyResult.read(finished)
+    empty: dict[str, object] = {"within_methods": {}, "lora": {}, "full": {}, "pooled": {}}
+    assert found.correlations == {"utility_loss": empty, "lost_refusals": empty}
     lines = readings(found)
     assert lines[0] == "4 of 6 fine-tunes are measured (2 failed): what follows is of these alone."
     assert "Too few fine-tunes or sets with their utility loss measured for a rank correlation." in lines
@@ -202,26 +232,34 @@ def test_two_sets_are_too_few_for_a_correlation(finished: Path) -> None:
 # ------------------------------------------------------------------------------------------------ what is said
 
 
-def made_rows(noise: float, seed: int = 0) -> list[dict[str, Any]]:
+def measured(loss: float | None) -> Outcomes:
+    """The utility loss alone."""
+    return Outcomes(Outcome(loss, None, None, 4))
+
+
+def made_rows(noise: float, seed: int = 0) -> list[StudyRow]:
     """Fine-tunes on ten sets, whose loss the forecast ranks with some noise and the update's norm not at all."""
     rng = np.random.default_rng(seed)
     rows = []
     for number in range(10):
         for method in ("lora", "full"):
             loss = float(number + rng.uniform(0, 0.5) + 1)
-            values = {"tokens": float(rng.normal()), "update_norm": float(rng.normal()),
-                      "forecast": loss + noise * float(rng.normal())}  # fmt: skip
-            outcomes = {"utility_loss": {"value": loss, "low": None, "high": None, "count": 4}}
-            rows.append({"set": f"s{number}", "method": method, "predictors": values, "outcomes": outcomes,
-                         "seed": 0, "status": "done", "failures": {}, "training": {}, "data": "d"})  # fmt: skip
+            values: dict[str, float | None] = {
+                "tokens": float(rng.normal()), "update_norm": float(rng.normal()),
+                "forecast": loss + noise * float(rng.normal()),
+            }  # fmt: skip
+            row = StudyRow(f"s{number}", "d", "lora", 0, "done", outcomes=measured(loss), predictors=values)
+            rows.append(replace(row, method=method))
     return rows
 
 
-def made_result(rows: list[dict[str, Any]], resamples: int = 300) -> dict[str, Any]:
-    return {"rows": rows, **evaluate(rows, resamples, 0), "model": "m", "skill": "refusals", "refusals": None,
-            "left_out": ["x"], "resamples": resamples, "methods": ["lora", "full"], "title": "T", "sets": [],
-            "predictors": [{"key": key, "name": BY_KEY[key].name, "stage": "after", "trivial": False, "meaning": ""}
-                           for key in ("tokens", "forecast")], "seeds": [0]}  # fmt: skip
+def made_result(rows: Sequence[StudyRow], resamples: int = 300) -> StudyResult:
+    ranks = evaluate(rows, resamples, 0)
+    return StudyResult(
+        ranks.correlations, ranks.contests, title="T", model="m", skill="refusals", refusals=None,
+        methods=["lora", "full"], seeds=[0], sets=[], left_out=["x"], pilot_steps=0, resamples=resamples,
+        predictors=[BY_KEY[key] for key in ("tokens", "forecast")], rows=list(rows),
+    )  # fmt: skip
 
 
 def test_a_predictor_that_works_is_said_to() -> None:
@@ -250,26 +288,33 @@ def test_a_predictor_that_does_not_work_is_not_said_to() -> None:
     assert sum("none is shown to rank it, the highest is" in line for line in lines) == 2
     assert any("None of the 1 number" in line for line in lines)
     for row in rows:  # a trivial number that ranks perfectly, read the other way round
-        row["predictors"]["tokens"] = -row["outcomes"]["utility_loss"]["value"]
+        row.predictors["tokens"] = -row.damage("utility_loss")
     (best,) = [line for line in readings(made_result(rows)) if line.startswith("After the pilot")]
     assert "The best trivial one, “response tokens”, read the other way round, beats it" in best
 
 
 def test_what_only_tells_the_methods_apart_wins_nothing() -> None:
-    rows = made_rows(0.1)
-    for row in rows:
-        row["predictors"]["rate_steps"] = 4.0 if row["method"] == "lora" else 1.0
-        row["outcomes"]["utility_loss"]["value"] *= 10.0 if row["method"] == "lora" else 0.1
-        row["predictors"]["leak"] = row["predictors"].pop("forecast")
+    rows = []
+    for row in made_rows(0.1):
+        lora = row.method == "lora"
+        row.predictors["rate_steps"] = 4.0 if lora else 1.0
+        row.predictors["leak"] = row.predictors.pop("forecast")
+        rows.append(replace(row, outcomes=measured(row.damage("utility_loss") * (10.0 if lora else 0.1))))
     found = made_result(rows)
-    groups = found["correlations"]["utility_loss"]
+    groups = found.correlations["utility_loss"]
     assert list(groups) == ["within_methods", "lora", "full", "pooled"]
-    assert groups["pooled"]["rate_steps"]["spearman"] > 0.8 > groups["pooled"]["leak"]["spearman"]
-    assert groups["within_methods"]["rate_steps"]["spearman"] is None
-    assert groups["within_methods"]["leak"]["spearman"] > 0.95
+    rho = {group: {key: each.spearman for key, each in entries.items()} for group, entries in groups.items()}
+    leak, rate = rho["pooled"]["leak"], rho["pooled"]["rate_steps"]
+    assert leak is not None
+    assert rate is not None
+    assert rate > 0.8 > leak
+    assert rho["within_methods"]["rate_steps"] is None
+    assert (rho["within_methods"]["leak"] or 0.0) > 0.95
     for group in ("within_methods", "lora", "full"):
-        assert groups[group]["leak"]["best_trivial"]["predictor"] == "tokens"
-    assert groups["pooled"]["leak"]["best_trivial"] is None
+        rival = groups[group]["leak"].best_trivial
+        assert rival is not None
+        assert rival.predictor == "tokens"
+    assert groups["pooled"]["leak"].best_trivial is None
     lines = readings(found)
     assert any(line.startswith("Before training, “leak” ranks the utility loss") for line in lines)
     assert [k for k, line in enumerate(lines) if "learning rate × steps" in line] == [len(lines) - 1]
@@ -282,30 +327,31 @@ def test_what_only_tells_the_methods_apart_wins_nothing() -> None:
 def test_only_numbers_known_of_the_same_fine_tunes_are_compared() -> None:
     rows = made_rows(0.0)
     for number, row in enumerate(rows):
-        loss = row["outcomes"]["utility_loss"]["value"]
-        row["predictors"] |= {"tokens": 1.0, "leak": row["predictors"].pop("forecast") + (number % 5),
-                              "predicted_loss": loss if row["method"] == "full" else None,
-                              "gamma_star": loss if number else None}  # fmt: skip
+        loss, leak = row.damage("utility_loss"), row.predictors.pop("forecast") or 0.0
+        row.predictors.update({"tokens": 1.0, "leak": leak + (number % 5),
+                           "predicted_loss": loss if row.method == "full" else None,
+                           "gamma_star": loss if number else None})  # fmt: skip
     found = made_result(rows)
-    entry = found["contests"]["utility_loss"]["within_methods"]["before"]
-    assert (entry["count"], entry["of"], entry["best"]) == (19, 20, "gamma_star")
-    assert (entry["predictors"], entry["absent"]) == (["leak", "gamma_star"], ["predicted_loss"])
-    alone = evaluate(rows[1:], 300, 0)["correlations"]["utility_loss"]["within_methods"]["gamma_star"]
-    assert (entry["spearman"], entry["spearman_interval"]) == (alone["spearman"], alone["spearman_interval"])
+    entry = found.contests["utility_loss"]["within_methods"]["before"]
+    assert (entry.count, entry.of, entry.best) == (19, 20, "gamma_star")
+    assert (entry.predictors, entry.absent) == (["leak", "gamma_star"], ["predicted_loss"])
+    alone = evaluate(rows[1:], 300, 0).correlations["utility_loss"]["within_methods"]["gamma_star"]
+    assert (entry.spearman, entry.spearman_interval) == (alone.spearman, alone.spearman_interval)
     (line,) = [line for line in readings(found) if line.startswith("Before training")]
     assert "of 2 numbers “γ*” ranks the utility loss" in line
     assert "(19 of 20 fine-tunes)" in line
     assert "“predicted utility loss” is known of 10 of 20 fine-tunes only and not compared: ρ = +1.00" in line
-    full = found["contests"]["utility_loss"]["full"]["before"]
-    assert (full["count"], full["predictors"]) == (10, ["leak", "gamma_star", "predicted_loss"])
+    full = found.contests["utility_loss"]["full"]["before"]
+    assert (full.count, full.predictors) == (10, ["leak", "gamma_star", "predicted_loss"])
 
 
 def test_few_sets_show_nothing() -> None:
     found = made_result(made_rows(0.0)[:8])  # four sets
-    entry = found["correlations"]["utility_loss"]["within_methods"]["forecast"]
-    assert entry["spearman"] == 1.0
-    assert not entry["shown"]
-    assert not entry["best_trivial"]["better"]
+    entry = found.correlations["utility_loss"]["within_methods"]["forecast"]
+    assert entry.spearman == 1.0
+    assert not entry.shown
+    assert entry.best_trivial is not None
+    assert not entry.best_trivial.better
     assert any("“forecast from the pilot” is not shown to rank" in line for line in readings(found))
 
 
@@ -313,25 +359,28 @@ def test_the_sizes_of_predicted_losses_are_compared() -> None:
     rows = made_rows(0.1)
     assert not any("redicted over measured" in line for line in notes(made_result(rows, 0)))
     for number, row in enumerate(rows[:5]):
-        loss = row["outcomes"]["utility_loss"]["value"]
-        row["predictors"] |= {"predicted_loss": loss * (10 + number), "leak": 2.0, "gamma_star": 8.0,
-                              "rate_steps": 0.25 * (number + 1)}  # fmt: skip
+        row.predictors.update({"predicted_loss": row.damage("utility_loss") * (10 + number), "leak": 2.0,
+                           "gamma_star": 8.0, "rate_steps": 0.25 * (number + 1)})  # fmt: skip
     (line,) = [line for line in notes(made_result(rows, 0)) if "redicted over measured" in line]
     assert "5 fine-tunes with a predicted utility loss: 3 of 5 end beyond" in line  # the crossover is 0.5
     assert "in the median at 1.5 of it" in line
     assert "Predicted over measured is 12 in the median (10 to 14): only the order" in line
     for row in rows[:5]:
-        row["predictors"] |= {"predicted_loss": row["outcomes"]["utility_loss"]["value"], "rate_steps": 0.1}
+        row.predictors.update({"predicted_loss": row.damage("utility_loss"), "rate_steps": 0.1})
     (line,) = [line for line in notes(made_result(rows, 0)) if "redicted over measured" in line]
     assert line.endswith("is 1 in the median (1 to 1).")
 
 
-def test_a_study_shown_half_way(tmp_path: Path, drawn: None) -> None:
+def as_pending(row: StudyRow) -> StudyRow:
+    return StudyRow(row.set, row.data, row.method, row.seed)
+
+
+def test_a_study_shown_half_way(tmp_path: Path, drawn: None, built: None) -> None:
+    settings = read_settings("offline")
     rows = made_rows(0.1)
-    for row in rows[12:]:
-        row |= {"status": "pending", "outcomes": {}, "predictors": {}}
-    rows[0] |= {"status": "failed", "outcomes": {}, "predictors": {}, "failures": {"finetune": "no"}}
-    rows[1]["outcomes"]["utility_loss"]["value"] = None
+    rows[12:] = [as_pending(row) for row in rows[12:]]
+    rows[0] = replace(as_pending(rows[0]), status="failed", failures={"finetune": "no"})
+    rows[1] = replace(rows[1], outcomes=measured(None))
     found = made_result(rows)
     share = "10 of 20 fine-tunes are measured (8 still to come, 1 failed, 1 without a value)"
     assert readings(found)[0] == f"{share}: what follows is of these alone."
@@ -339,71 +388,70 @@ def test_a_study_shown_half_way(tmp_path: Path, drawn: None) -> None:
     (table,) = [table for table in tables(found) if table.caption == "The fine-tunes"]
     assert [line[3] for line in table.rows] == ["failed"] + ["done"] * 11 + ["pending"] * 8
     assert all(line[4] == "10 of 20" for line in tables(found)[0].rows)
-    write_page(found, {}, tmp_path)
+    write(found, settings, tmp_path)
     assert "10 of 20 fine-tunes are measured" in (tmp_path / "report.html").read_text()
     assert (tmp_path / "utility_loss.png").read_bytes().startswith(b"\x89PNG")
-    for row in rows:
-        row |= {"status": "pending", "outcomes": {}, "predictors": {}, "failures": {}}
-    assert readings(made_result(rows)) == ["No fine-tune has been measured (20 still to come)."]
-    write_page(made_result(rows), {}, tmp_path)
-    assert markdown(made_result(rows)).count("pending") == 20
+    nothing = made_result([as_pending(row) for row in rows])
+    assert readings(nothing) == ["No fine-tune has been measured (20 still to come)."]
+    write(nothing, settings, tmp_path)
+    assert markdown(nothing).count("pending") == 20
 
 
 def test_correlations_are_those_of_the_rows() -> None:
     rows = made_rows(3.0)
-    for row in rows[::2]:
-        row["outcomes"]["utility_loss"]["value"] += 4.0
-    found = evaluate(rows, 20, 0)["correlations"]["utility_loss"]
-    loss = [row["outcomes"]["utility_loss"]["value"] for row in rows]
-    values = {key: [row["predictors"][key] for row in rows] for key in ("forecast", "tokens")}
+    rows[::2] = [replace(row, outcomes=measured(row.damage("utility_loss") + 4.0)) for row in rows[::2]]
+    found = evaluate(rows, 20, 0).correlations["utility_loss"]
+    loss = [row.damage("utility_loss") for row in rows]
+    values = {key: [row.predictor(key) for row in rows] for key in ("forecast", "tokens")}
     for measure in ("spearman", "kendall"):
         scipy = {"spearman": stats.spearmanr, "kendall": stats.kendalltau}[measure]
+        ours = {group: getattr(entries["forecast"], measure) for group, entries in found.items()}
         own = [scipy(values["forecast"][k::2], loss[k::2]).statistic for k in range(2)]
-        assert [found[method]["forecast"][measure] for method in ("lora", "full")] == pytest.approx(own, abs=1e-12)
-        assert found["within_methods"]["forecast"][measure] == pytest.approx(np.mean(own), abs=1e-12)  # no ties
+        assert [ours[method] for method in ("lora", "full")] == pytest.approx(own, abs=1e-12)
+        assert ours["within_methods"] == pytest.approx(np.mean(own), abs=1e-12)  # no ties
         pooled = scipy(values["forecast"], loss).statistic
-        assert found["pooled"]["forecast"][measure] == pytest.approx(pooled, abs=1e-12)
+        assert ours["pooled"] == pytest.approx(pooled, abs=1e-12)
         assert abs(pooled - np.mean(own)) > 0.01
-    rival = found["within_methods"]["forecast"]["best_trivial"]
+    entry = found["within_methods"]["forecast"]
     tokens = np.mean([stats.spearmanr(values["tokens"][k::2], loss[k::2]).statistic for k in range(2)])
-    assert (rival["predictor"], rival["spearman"]) == ("tokens", pytest.approx(tokens, abs=1e-12))
-    assert rival["difference"] == pytest.approx(
-        found["within_methods"]["forecast"]["spearman"] - abs(tokens), abs=1e-12
-    )
-    assert (found["pooled"]["forecast"]["count"], found["pooled"]["forecast"]["clusters"]) == (20, 10)
+    assert entry.best_trivial is not None
+    assert entry.spearman is not None
+    assert (entry.best_trivial.predictor, entry.best_trivial.spearman) == ("tokens", pytest.approx(tokens, abs=1e-12))
+    assert entry.best_trivial.difference == pytest.approx(entry.spearman - abs(tokens), abs=1e-12)
+    assert (found["pooled"]["forecast"].count, found["pooled"]["forecast"].clusters) == (20, 10)
+
+
+def rivals(rows: Sequence[StudyRow]) -> dict[str, str | None]:
+    """What each predictor is compared with."""
+    found = correlations(rows, Ranking("utility_loss", 50, 0))
+    return {key: None if each.best_trivial is None else each.best_trivial.predictor for key, each in found.items()}
 
 
 def test_only_trivial_predictors_known_by_then_are_to_be_beaten() -> None:
     rows = made_rows(0.1)
     for row in rows:
-        row["predictors"]["update_norm"] = row["outcomes"]["utility_loss"]["value"]
-        row["predictors"]["score"] = row["predictors"]["forecast"]
-    found = correlations(rows, Measure("utility_loss", 50, 0))
-    assert found["forecast"]["best_trivial"]["predictor"] == "tokens"
-    assert found["score"]["best_trivial"]["predictor"] == "update_norm"
-    assert found["update_norm"]["best_trivial"] is None
+        row.predictors.update({"update_norm": row.damage("utility_loss"), "score": row.predictors["forecast"]})
+    found = rivals(rows)
+    assert (found["forecast"], found["score"], found["update_norm"]) == ("tokens", "update_norm", None)
 
 
 def test_missing_numbers_are_left_out_of_the_comparison() -> None:
     rows = made_rows(0.1)
-    rows[0]["predictors"]["forecast"] = None
-    rows[1]["outcomes"] = {}
-    how = Measure("utility_loss", 50, 0)
+    rows[0].predictors["forecast"] = None
+    rows[1] = replace(rows[1], outcomes=Outcomes())
+    how = Ranking("utility_loss", 50, 0)
     found = correlations(rows, how)
-    assert found["forecast"]["count"] == found["forecast"]["best_trivial"]["count"] == 18
-    assert found["tokens"]["count"] == 19
-    assert correlations(rows[:6], Measure("utility_loss", 0, 0))["tokens"]["spearman_interval"] is None
+    assert found["forecast"].best_trivial is not None
+    assert found["forecast"].count == found["forecast"].best_trivial.count == 18
+    assert found["tokens"].count == 19
+    assert correlations(rows[:6], Ranking("utility_loss", 0, 0))["tokens"].spearman_interval is None
     assert correlations(rows[:3], how) == {}
 
 
 # ------------------------------------------------------------------------------------------------ settings
 
 
-def test_settings_that_come_with_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ALIGNMENT_COLLAPSE_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match="smollm2-135m-refusal has not been built"):
-        read_settings("offline")
-    save_chat_model(built_folder("smollm2-135m-refusal"), "llama")
+def test_settings_that_come_with_the_package(built: None) -> None:
     offline = read_settings("offline")
     assert len(offline.sets) == 4
     assert len(offline.left_out) == 5
@@ -414,7 +462,7 @@ def test_settings_that_come_with_the_package(tmp_path: Path, monkeypatch: pytest
 def test_local_files_are_found_in_their_folder(place: Path) -> None:
     path = write_study(place, "files.toml")
     assert [each.name for each in read_settings(str(path)).sets] == ["first", "second"]
-    assert read_settings(str(path)).left_out == ("gsm8k",)
+    assert [each.name for each in read_settings(str(path)).left_out] == ["gsm8k"]
     found = read_settings(str(path), place / "files")
     assert found.sets[-1].data == f"gsm8k={place / 'files' / 'sums.jsonl'}"
     with pytest.raises(UserError, match=r"--files: expected sums\.jsonl in .*model"):
@@ -426,7 +474,7 @@ def test_local_files_are_found_in_their_folder(place: Path) -> None:
     [
         ("seeds = [3]", "seeds = [3, 3]", "seeds: expected whole numbers from 0, each once"),
         ("seeds = [3]", "seeds = [true]", "seeds: expected whole numbers"),
-        ('"lora", "full"', '"lora", "qlora"', "methods: expected some of lora and full"),
+        ('"lora", "full"', '"lora", "qlora"', "methods: expected a list of lora and full"),
         ("pilot_steps = 3", "pilot_steps = 4", "pilot_steps: expected fewer than 4"),
         (
             "pilot_steps = 3",
@@ -440,8 +488,8 @@ def test_local_files_are_found_in_their_folder(place: Path) -> None:
         ),
         ("pilot_steps = 3", "pilot_stpes = 3", "unknown key 'pilot_stpes'; did you mean pilot_steps"),
         ("max_steps = 4", 'max_steps = 4\noverride = ["optim=adafactor"]', "predicted for AdamW and SGD"),
-        ("[finetune.lora]", "[finetune.lora]\nmax_length = 32", "finetune.lora: unknown option 'max_length'"),
-        ("max_steps = 4", 'max_steps = 4\ndefend = "static"', "finetune: unknown option 'defend'"),
+        ("[finetune.lora]", "[finetune.lora]\nmax_length = 32", "[finetune.lora] unknown option 'max_length'"),
+        ("max_steps = 4", 'max_steps = 4\ndefend = "static"', "[finetune] unknown option 'defend'"),
         ("dim = 16", "dim = 0", "--dim: expected a whole number from 1"),
         ("rank = 2", "rank = 5", "--rank: expected at most 4"),
         ('name = "second"', 'name = "FIRST"', "different names"),
