@@ -209,7 +209,7 @@ class Model:
         found = self.overlap(skill, {"change": delta}, folder=None, **{"bootstrap": 0, **options})
         loss = found.deltas["change"].utility_loss
         assert loss is not None  # --utility-loss is the default
-        return float(loss.value)
+        return loss.mean
 
     def risk(
         self,

@@ -2,8 +2,8 @@
 
     python -m bridge.table1 --settings offline
 
-Writes a run folder: manifest.json, table1.md, table1.csv, table1.json, and a folder for every row with the run folders
-of the commands that filled it.
+Writes a run folder: manifest.json, settings.toml, table1.md, table1.csv, table1.json, and a folder for every row with
+the run folders of the commands that filled it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import typer
 
 from bridge.suites.table1.settings import SHIPPED, read_settings
 from commands.cli import run_command
-from commands.options import command_of
+from commands.options import Out, command_of
 
 MEMORY_ADVICE = "lower batch_size of the command in the settings file that ran out of it"
 
@@ -24,7 +24,7 @@ def main(
     settings: Annotated[
         str, typer.Option(help=f"A TOML file, or settings that come with the package: {', '.join(SHIPPED)}.")
     ] = "offline",
-    out: Annotated[Path | None, typer.Option(help="Run folder. (default: runs/table1/SETTINGS-HASH)")] = None,
+    out: Out = None,
 ) -> int:
     """Fill a table of models, methods and sets: harmfulness and utility before and after, the update, its overlap.
 
@@ -33,11 +33,9 @@ def main(
     failed rows again.
     """
     read = read_settings(settings)
-    from bridge.suites.table1.run import (
-        run,  # torch takes a second or two to import: wrong input should not wait for it
-    )
+    from bridge.suites.table1.run import run  # torch takes a second or two: wrong input should not wait for it
 
-    return 0 if run(read, Path(settings).stem, out) else 1
+    return 0 if run(read, Path(settings).stem, out).done else 1
 
 
 if __name__ == "__main__":

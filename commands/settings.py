@@ -17,7 +17,7 @@ import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from commands.errors import UserError
 
@@ -79,7 +79,14 @@ class Field:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The options of a command; a subclass adds `check_together` for what types and ranges cannot say."""
+    """The options of a command; a subclass adds `check_together` for what types and ranges cannot say.
+
+    Attributes:
+        IN_FILES_ALONE: whether no command line has them, so that errors call them by their keys in a file.
+
+    """
+
+    IN_FILES_ALONE: ClassVar[bool] = False
 
     @classmethod
     def read(cls: type[Kind], values: Mapping[str, object]) -> Kind:
@@ -90,7 +97,7 @@ class Settings:
 
         """
         known = fields_of(cls)
-        faults = [_unknown(name, known) for name in values if name not in known]
+        faults = [unknown(name, known) for name in values if name not in known]
         given: dict[str, object] = {}
         for name, value in values.items():
             if name in known:
@@ -134,17 +141,22 @@ def read_file(path: Path, command: str) -> dict[str, object]:
         UserError: the file cannot be read, is not TOML, or is another command's.
 
     """
+    return read_toml(path, command, str(path), "a TOML file of options")
+
+
+def read_toml(path: Path, command: str, name: str, instead: str) -> dict[str, object]:
+    """The same; errors call the file by that name, and say what can be given instead where there is none."""
     try:
         found: dict[str, object] = tomllib.loads(path.expanduser().read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"--settings: no such file: {path}; give a TOML file of options") from None
+        raise UserError(f"--settings: no such file: {name}; give {instead}") from None
     except OSError as error:
-        raise UserError(f"--settings: {path} cannot be read: {error.strerror}") from None
+        raise UserError(f"--settings: {name} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"--settings: {path} is not TOML: {error}") from None
+        raise UserError(f"--settings: {name} is not TOML: {error}") from None
     theirs = found.pop("command", command)
     if theirs != command:
-        raise UserError(f"--settings: {path} holds options of {theirs}, not of {command}")
+        raise UserError(f"--settings: {name} holds options of {theirs}, not of {command}")
     return found
 
 
@@ -182,7 +194,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(names)}"
 
 
-def _unknown(name: str, known: Mapping[str, Field]) -> str:
+def unknown(name: str, known: Iterable[str]) -> str:
+    """What is wrong with an option that is none of the known ones, and the nearest of them."""
     return f"unknown option {name!r}; {nearest(name, known)}"
 
 
@@ -215,9 +228,10 @@ def _validated(cls: type[Kind], given: Mapping[str, object], faults: list[str]) 
     except ValidationError as error:
         by_name = {str(fault["loc"][0]): fault for fault in reversed(error.errors(include_url=False))}
         for name, field in known.items():
-            if name in by_name and not any(fault.startswith(f"{field.flag}:") for fault in faults):
+            called = name if cls.IN_FILES_ALONE else field.flag
+            if name in by_name and not any(fault.startswith(f"{called}:") for fault in faults):
                 got = repr(given[name]) if name in given else "none"
-                faults.append(f"{field.flag}: expected {field.wanted}, got {got}")
+                faults.append(f"{called}: expected {field.wanted}, got {got}")
     if faults:
         raise UserError("; ".join(dict.fromkeys(faults)))
     return made

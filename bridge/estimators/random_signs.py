@@ -1,10 +1,8 @@
-"""The paper's estimate of the overlap scores of a run, module by module, beside the exact ones."""
+"""The paper's estimate of the products of scores and changes, by random signs, module by module."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +15,8 @@ from bridge.estimators.scores import Parts, blocks_at_once
 from bridge.estimators.theta import Subject
 from bridge.models import blocks as models_blocks
 from commands.progress import Progress
+from commands.runs import kept, numbered
 from commands.store import Checkpoints, read_arrays, write_arrays
-from theory.random_projection import projected_score
-from theory.statistics import ScoreStatistics
 
 _TOGETHER = "/together"  # in a checkpoint: the block's part of one projection of all parameters
 
@@ -50,27 +47,33 @@ def projected_products(
     """
     batches = subject.batches(samples)
     blocks = models_blocks.group_by_block(list(subject.modules))
-    files = {block: folder.checkpoint(f"signs-{k}.npz") for k, block in enumerate(blocks)}
-    size, order = blocks_at_once(subject, batches), list(blocks)
-    with progress.stage("projection with random signs", len(blocks), sum(f.exists() for f in files.values())) as tick:
-        for start in range(0, len(order), size):
-            missing = [block for block in order[start : start + size] if not files[block].exists()]
-            if not missing:
-                continue
-            tape = taps.record(subject.model, missing, batches)
-            for block in missing:
-                modules = {name: subject.modules[name] for name in blocks[block]}
-                records = tape.records.pop(block)
-                found = project_block(
-                    subject.model, block, modules, records, batches, list(directions.values()), dim, seed,
-                    subject.chunk_bytes,
-                )  # fmt: skip
-                write_arrays(files[block], _as_arrays(found))
-                tick()
+    order, size = list(blocks), blocks_at_once(subject, batches)
+    files = dict(zip(order, numbered(folder, order, "signs-{}.npz"), strict=True))
+    records: dict[str, list[taps.BlockRecord]] = {}  # of the blocks that are recorded at once, until each is projected
+
+    def project(block: str) -> dict[str, np.ndarray]:
+        if block not in records:
+            start = order.index(block) // size * size
+            missing = [name for name in order[start : start + size] if not files[name].exists()]
+            records.update(taps.record(subject.model, missing, batches).records)
+        found = project_block(
+            subject.model,
+            block,
+            {name: subject.modules[name] for name in blocks[block]},
+            records.pop(block),
+            batches,
+            list(directions.values()),
+            dim,
+            seed,
+            subject.chunk_bytes,
+        )
+        return _as_arrays(found)
+
     own: dict[str, np.ndarray] = {}
     scores, deltas = np.zeros((len(samples), dim)), np.zeros((len(directions), dim))
-    for file in files.values():
-        arrays = read_arrays(file)
+    stage = "projection with random signs"
+    paths = list(files.values())
+    for _, arrays in kept(order, project, paths, stage, progress, write=write_arrays, read=read_arrays):
         scores += arrays.pop(f"scores{_TOGETHER}")
         deltas += arrays.pop(f"deltas{_TOGETHER}")
         own |= arrays
@@ -83,33 +86,3 @@ def _as_arrays(found: Mapping[str, Projection]) -> dict[str, np.ndarray]:
     together = sum(rest, start=first)
     sums: dict[str, torch.Tensor] = {"scores": together.scores, "deltas": together.deltas}
     return arrays | {f"{name}{_TOGETHER}": tensor.cpu().numpy() for name, tensor in sums.items()}
-
-
-def comparison(
-    modules: Mapping[str, ScoreStatistics],
-    own: Mapping[str, Float[np.ndarray, " N"]],
-    together: Float[np.ndarray, " N"],
-    dim: int,
-) -> dict[str, Any]:
-    """The estimate of one change's score beside the exact one, what it is on average, and its floor.
-
-    Args:
-        modules: exact statistics by module, with the change as velocity.
-        own: products by module, each with its own projection (the paper's).
-        together: products of one projection of all modules.
-        dim: dimensions of the projection.
-
-    """
-    every = list(modules.values())
-    return {
-        "dim": dim,
-        "joint": _beside(every, sum(own.values(), np.zeros(len(together))), dim),
-        "joint_one_projection": _beside(every, together, dim, shared=True),
-        "blocks": {name: _beside([stats], own[name], dim) for name, stats in modules.items()},
-    }
-
-
-def _beside(
-    blocks: Sequence[ScoreStatistics], products: Float[np.ndarray, " N"], dim: int, shared: bool = False
-) -> dict[str, float]:
-    return {"estimate": float(np.mean(products**2)), **asdict(projected_score(blocks, dim, shared=shared))}

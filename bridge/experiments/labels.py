@@ -35,29 +35,35 @@ def labelled_sets(specs: list[str]) -> dict[str, str]:
 _TAKEN = ("gram", "base")  # in statistics.npz, and in refusals.jsonl for the model before any change
 
 
-def labelled_deltas(specs: list[str], option: str = "delta") -> dict[str, str]:
+def labelled_deltas(specs: str | Sequence[str], option: str = "delta") -> dict[str, str]:
     """Changes by label: LABEL=PATH, or PATH under the last part of its own name; `option` is named in errors.
 
     Raises:
-        UserError: two changes of one label, or a path that does not exist.
+        UserError: two changes of one label, a label that cannot be used, or a path that does not exist.
 
     """
-    found: dict[str, str] = {}
-    for spec in specs:
+    deltas: dict[str, str] = {}
+    for spec in [specs] if isinstance(specs, str) else specs:
         label, equals, path = spec.partition("=")
         if not equals or "/" in label or Path(spec).exists():
             label, path = Path(spec).name or spec, spec
+        require(label not in deltas, option, "different labels (LABEL=PATH)", f"{label} twice")
+        check_deltas({label: path}, option)
+        deltas[label] = path
+    return deltas
+
+
+def check_deltas(deltas: Mapping[str, str], option: str = "delta") -> None:
+    """Raise UserError for a label that cannot be used, or a path that does not exist."""
+    for label, path in deltas.items():
         usable = re.fullmatch(r"[\w.+ -]+", label) is not None and label not in _TAKEN
         wanted = f"a label of letters, digits and . + - _, other than {' and '.join(_TAKEN)} (LABEL=PATH)"
         require(usable, option, wanted, repr(label))
-        require(label not in found, option, "different labels (LABEL=PATH)", f"{label} twice")
         if not Path(path).expanduser().exists():
             raise UserError(
                 f"--{option}: no such change of weights: {path}; expected a run folder of bridge.finetune, an "
                 f"adapter's folder, a delta.safetensors, or a moved model's folder"
             )
-        found[label] = path
-    return found
 
 
 def labelled_candidates(specs: str | Sequence[str], known: Mapping[str, str] | None = None) -> dict[str, str]:

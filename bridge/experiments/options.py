@@ -32,6 +32,7 @@ AdamBatchSize = Annotated[
 ]
 SkipBadRows = Annotated[bool, Option("Leave out bad rows and say so.", flag=True)]
 Rank = Annotated[int, Option("d, the number of sharp directions."), Ge(1)]
+Bootstrap = Annotated[int, Option("Resamples for the intervals; 0 for none."), Ge(0)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,4 +148,4 @@ class Rows(Settings):
 class Resampling(Settings):
     """The intervals."""
 
-    bootstrap: Annotated[int, Option("Resamples for the intervals; 0 for none."), Ge(0)] = 200
+    bootstrap: Bootstrap = 200

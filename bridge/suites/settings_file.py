@@ -1,137 +1,226 @@
-"""Settings files: TOML documents that give commands of this package their options, checked before anything runs.
+"""Settings files of suites: TOML documents that give options to the suite and to the commands that it runs.
 
-The parameters of a command's `main` are the options that a file may give it, with their types and their defaults.
+The suite's own options are the fields of a `SuiteSettings`. A table of options of a command is a field of type
+`Options`, checked by that command's own settings class, so that no option is described twice. All that is wrong with
+a file is found at once, each fault with its place.
 """
 
 from __future__ import annotations
 
-import contextlib
-import difflib
-import importlib
-import inspect
-import io
-import tomllib
-import types
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import ClassVar, Generic, TypeVar
+
+from annotated_types import Predicate
 
 from bridge.data.sets import NAMED_SETS, unknown_name
 from commands.errors import UserError
+from commands.settings import SETTINGS_FILE, Settings, fields_of, read_toml, unknown
 
 FOLDER = Path(__file__).parent
 """Where the settings files are that come with the package."""
 
-Options = Mapping[str, Any]
-_KINDS: dict[Any, str] = {
-    str: "a text", int: "a whole number", float: "a number", bool: "true or false", dict: "a table of options",
-    list: "a list",
-}  # fmt: skip
+Kind = TypeVar("Kind", bound=Settings)
+Suite = TypeVar("Suite", bound="SuiteSettings")
 
 
-def read_toml(spec: str, shipped: Mapping[str, str]) -> dict[str, Any]:
-    """The content of a TOML file, or of one that comes with the package by its name.
+def _distinct(values: tuple[object, ...]) -> bool:
+    return len(set(values)) == len(values)
 
-    Raises:
-        UserError: there is no such file, it cannot be read, or it is not TOML.
+
+Distinct = Predicate(_distinct)
+"""Beside the type of an option that is a list: each of its values stands there once."""
+
+
+@dataclass(frozen=True)
+class Options(Generic[Kind]):
+    """Some options of a command; the suite adds its own, and those left out have the command's defaults.
+
+    Attributes:
+        kind: the command's settings.
+        given: the options by name, as TOML has them.
 
     """
-    path = FOLDER / shipped[spec] if spec in shipped else Path(spec).expanduser()
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"--settings: no such file: {spec}; give a TOML file, or {' or '.join(shipped)}") from None
-    except OSError as error:
-        raise UserError(f"--settings: {spec} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"--settings: {spec} is not TOML: {error}") from None
+
+    kind: type[Kind]
+    given: Mapping[str, object] = field(default_factory=dict)
+
+    def over(self, *others: Options[Kind]) -> Options[Kind]:
+        """The same options with those of others in front, the last before all."""
+        given = dict(self.given)
+        for other in others:
+            given |= other.given
+        return Options(self.kind, given)
+
+    def settings(self, **own: object) -> Kind:
+        """The command's settings with these options and the suite's own, which come first.
+
+        Raises:
+            UserError: an option of the suite's own that the command cannot have.
+
+        """
+        return self.kind.read({**self.given, **own})
 
 
-@cache
-def command_main(command: str) -> Any:
-    """The function behind `python -m bridge.COMMAND`; its options are its parameters."""
-    return importlib.import_module(f"bridge.{command}").main
+@dataclass(frozen=True, kw_only=True)
+class SuiteSettings(Settings):
+    """The settings of a suite, as its file gives them."""
+
+    IN_FILES_ALONE: ClassVar[bool] = True
+
+    def identity(self) -> dict[str, object]:
+        """The settings as the manifest of a run holds them: JSON values by name."""
+        return {name: _json(getattr(self, name)) for name in fields_of(type(self))}
+
+    def document(self) -> dict[str, object]:
+        """The settings as a file gives them; None for what is not in it."""
+        return self.identity()
+
+    def write(self, folder: Path, command: str) -> None:
+        """Write settings.toml, which replays the run."""
+        import tomli_w
+
+        from commands.store import write_atomically
+
+        given = {name: value for name, value in self.document().items() if value is not None}
+        text = f"# python -m {command} --settings {SETTINGS_FILE}\n" + tomli_w.dumps({"command": command, **given})
+        write_atomically(folder / SETTINGS_FILE, text.encode())
 
 
-@cache
-def _command_types(command: str) -> dict[str, Any]:
-    return {name: hint for name, hint in get_type_hints(command_main(command)).items() if name != "return"}
+def _json(value: object) -> object:
+    if isinstance(value, Options):
+        return _json(value.given)
+    if is_dataclass(value) and not isinstance(value, type):
+        return {each.name: _json(getattr(value, each.name)) for each in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
-def with_defaults(command: str, options: Options) -> dict[str, Any]:
-    """The options of a command by name; those left out have the defaults of its command line."""
-    parameters = inspect.signature(command_main(command)).parameters
-    return {name: parameter.default for name, parameter in parameters.items()} | dict(options)
+class Faults:
+    """What is wrong with some settings, each fault with its place."""
 
+    def __init__(self) -> None:
+        """Nothing is wrong so far."""
+        self._found: list[str] = []
 
-def run_quietly(main: Any, options: Options) -> None:
-    """Run a command in this process with these options; its closing table is not shown."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        main(**options)
-
-
-class SettingsReader:
-    """Reads the values of a settings file by their types; errors name the file and the key.
-
-    `owned` are options of commands that a file cannot give, because the command that reads the file gives them.
-    """
-
-    def __init__(self, file: str, owned: Collection[str]) -> None:
-        self.file = file
-        self._owned = frozenset(owned)
-
-    def error(self, where: str, wanted: str, got: object) -> UserError:
-        """An error at a key: what was expected there, and what was got."""
-        return UserError(f"--settings {self.file}: {where}: expected {wanted}, got {got!r}")
+    def add(self, place: str, fault: str) -> None:
+        """One more fault; the place "" is the top of the file."""
+        self._found.append(f"{place} {fault}" if place else fault)
 
     @contextmanager
-    def naming_file(self) -> Iterator[None]:
-        """Errors of the user's input inside name the file."""
+    def at(self, place: str) -> Iterator[None]:
+        """A UserError inside is a fault at that place."""
         try:
             yield
         except UserError as error:
-            raise UserError(f"--settings {self.file}: {error}") from error
+            self.add(place, str(error))
 
-    def known(self, where: str, found: Options, known: Options) -> None:
-        """Raise UserError, with the nearest names, for a key that is none of the known ones; `where` "" is the top."""
-        for name in found:
+    def end(self) -> None:
+        """Raise UserError with all faults in one line, if there are any."""
+        if self._found:
+            raise UserError("; ".join(dict.fromkeys(self._found)))
+
+
+class SettingsFile:
+    """A settings file while it is read; its tables are taken one by one, and what is left is the suite's own."""
+
+    def __init__(self, spec: str, command: str, shipped: Mapping[str, str]) -> None:
+        """Open a TOML file, or one that comes with the package by its name.
+
+        Args:
+            spec: the file, or the name.
+            command: that it is for, as `python -m` takes it.
+            shipped: paths below this folder by name.
+
+        Raises:
+            UserError: there is no such file, it cannot be read, it is not TOML, or it is another command's.
+
+        """
+        self.spec = spec
+        self.faults = Faults()
+        path = FOLDER / shipped[spec] if spec in shipped else Path(spec)
+        self._left = read_toml(path, command, spec, f"a TOML file, or {' or '.join(shipped)}")
+
+    def take(self, key: str, default: object = None) -> object:
+        """What stands behind a key, for a caller that reads it itself."""
+        return self._left.pop(key, default)
+
+    def has(self, key: str) -> bool:
+        """Whether the file gives a key that nobody has taken."""
+        return key in self._left
+
+    def table(self, place: str, found: object) -> dict[str, object]:
+        """A value as a table of options; a fault, and an empty one, if it is none."""
+        if isinstance(found, dict):
+            return dict(found)
+        self.faults.add(place, f"expected a table of options, got {found!r}")
+        return {}
+
+    def options(
+        self,
+        place: str,
+        found: object,
+        kind: type[Kind],
+        only: Collection[str] | None = None,
+        without: Collection[str] = (),
+    ) -> Options[Kind]:
+        """The options of one command in a table, without those that cannot be; these are faults.
+
+        Args:
+            place: of the table, in brackets.
+            found: the table.
+            kind: the command's settings.
+            only: the options that the table may give; None for all.
+            without: those of them that it may not give, since the suite does.
+
+        """
+        known = {
+            name: option
+            for name, option in fields_of(kind).items()
+            if name not in without and (only is None or name in only)
+        }
+        table = self.table(place, found)
+        faults = [unknown(name, known) for name in table if name not in known]
+        given = {name: value for name, value in table.items() if name in known}
+        usable: dict[str, object] = {}
+        for name, value in given.items():
+            try:
+                read = getattr(kind.read({name: value}), name)
+            except UserError as error:
+                faults.append(str(error))
+            else:
+                as_text = known[name].option.read is not None and isinstance(value, str | list)
+                several = as_text and known[name].option.several and isinstance(value, str)
+                usable[name] = [value] if several else value if as_text else _json(read)
+        if faults:
+            self.faults.add(place, "; ".join(faults))
+        return Options(kind, usable)
+
+    def settings(self, kind: type[Suite], **taken: object) -> Suite:
+        """The suite's settings: what is left in the file, and what was made of the rest.
+
+        Raises:
+            UserError: with everything that is wrong with the file.
+
+        """
+        known = [name for name in fields_of(kind) if name not in taken]
+        for name in self._left:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-                hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}"
-                place = f"{where}: unknown option" if where else "unknown key"
-                raise UserError(f"--settings {self.file}: {place} {name!r}; {hint}")
-
-    def top(self, found: Options, kinds: Mapping[str, type]) -> None:
-        """Raise UserError unless every key is known and its value of the kind."""
-        self.known("", found, kinds)
-        for name, kind in kinds.items():
-            if name in found and (not isinstance(found[name], kind) or (kind is int and isinstance(found[name], bool))):
-                raise self.error(name, _KINDS[kind], found[name])
-
-    def table(self, where: str, found: object) -> dict[str, Any]:
-        """The value as a table of options; UserError if it is none."""
-        if not isinstance(found, dict):
-            raise self.error(where, _KINDS[dict], found)
-        return found
-
-    def command_options(self, command: str, without: Collection[str] = ()) -> dict[str, Any]:
-        """Types of the options that a file may give to a command, by name."""
-        left_out = self._owned | set(without)
-        return {name: hint for name, hint in _command_types(command).items() if name not in left_out}
-
-    def options(self, where: str, command: str, found: Options, without: Collection[str] = ()) -> dict[str, Any]:
-        """The options of one command, checked by the types of its parameters."""
-        known = self.command_options(command, without)
-        self.known(where, found, known)
-        options: dict[str, Any] = {}
-        for name, value in found.items():
-            read = _read_value(value, known[name])
-            if read is None:
-                raise self.error(f"{where}: {name}", _describe(known[name]), value)
-            options[name] = read
-        return options
+                self.faults.add("", unknown(name, known).replace("option", "key", 1))
+        own = {name: value for name, value in self._left.items() if name in known}
+        try:
+            with self.faults.at(""):
+                made = kind.read({**own, **taken})
+            self.faults.end()
+            made.check()
+        except UserError as error:
+            raise UserError(f"--settings {self.spec}: {error}") from error
+        return made
 
 
 def check_set(spec: str) -> None:
@@ -139,37 +228,3 @@ def check_set(spec: str) -> None:
     name, _, _ = spec.partition("=")
     if name not in NAMED_SETS and not Path(spec).exists() and not any(mark in name for mark in "./"):
         raise unknown_name(name)
-
-
-def _alternatives(hint: Any) -> list[Any]:
-    if get_origin(hint) in (Union, types.UnionType):
-        return [each for each in get_args(hint) if each is not types.NoneType]
-    return [hint]
-
-
-def _read_value(value: object, hint: Any) -> Any:
-    """The value as a parameter of that type takes it; None if it does not."""
-    for each in _alternatives(hint):
-        if get_origin(each) is Literal and value in get_args(each) and isinstance(value, str):
-            return value
-        if get_origin(each) is list:
-            many = [value] if isinstance(value, str) else value
-            if isinstance(many, list) and many and all(isinstance(item, str) for item in many):
-                return many
-        elif each is float and isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-        elif isinstance(each, type) and type(value) is each:
-            return value
-        elif each is Path and isinstance(value, str):
-            return Path(value)
-    return None
-
-
-def _describe(hint: Any) -> str:
-    parts = []
-    for each in _alternatives(hint):
-        if get_origin(each) is Literal:
-            parts.append(" or ".join(get_args(each)))
-        else:
-            parts.append("texts" if get_origin(each) is list else _KINDS.get(each, "a path"))
-    return " or ".join(parts)

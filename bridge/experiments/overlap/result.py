@@ -1,173 +1,177 @@
-"""overlap.json: what the inner products say of every change, put together."""
+"""What `bridge.overlap` finds: the overlap score of every change with a skill, and what the change did to the skill."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar, Literal
 
-import numpy as np
-from jaxtyping import Float, Int
-
-from bridge.data.samples import Sample
-from bridge.deltas.weight_delta import WeightDelta
-from bridge.estimators.theta import Subject
-from bridge.models.blocks import group_by_block
-from commands.store import SCHEMA_VERSION
-from theory.overlap_score import cross_module_share, overlap_score
-from theory.resampling import bootstrap_weights, percentile_interval
-from theory.statistics import FisherKind, ScoreStatistics
+from bridge.reports.results import Result
+from theory.overlap_score import OverlapScore
+from theory.random_projection import ProjectedScore
+from theory.statistics import FisherKind
 
 
 @dataclass(frozen=True)
-class Question:
-    """What decides how the inner products are read."""
+class Mean:
+    """A mean over the samples, its standard error over prompts, and a 95 % bootstrap interval; None: not known."""
 
-    rank: int
-    resamples: int
-    seed: int
-    groups: Int[np.ndarray, " N"]  # samples of one prompt are resampled together
-
-
-def statistics(
-    subject: Subject,
-    samples: Sequence[Sample],
-    products: Mapping[str, Mapping[str, np.ndarray]],
-    delta: WeightDelta,
-    label: str,
-    fisher: FisherKind,
-) -> dict[str, ScoreStatistics]:
-    """Score statistics of every module with the change as velocity; there is no acceleration."""
-    labels = tuple(sample.id for sample in samples)
-    return {
-        name: ScoreStatistics(
-            gram=arrays["gram"],
-            velocity=arrays[label],
-            acceleration=np.zeros(len(labels)),
-            velocity_squared=delta.squared_norm(f"{name}.weight") if delta.moves(f"{name}.weight") else 0.0,
-            acceleration_squared=0.0,
-            velocity_dot_acceleration=0.0,
-            dimension=subject.weights[name].numel(),
-            fisher=fisher,
-            labels=labels,
-        )
-        for name, arrays in products.items()
-    }
+    mean: float
+    standard_error: float | None
+    interval: tuple[float, float] | None
 
 
-def assemble(
-    deltas: Mapping[str, WeightDelta],
-    modules: Mapping[str, Mapping[str, ScoreStatistics]],
-    motion: Mapping[str, Mapping[str, np.ndarray]],
-    losses: Mapping[str, Mapping[str, np.ndarray]],
-    question: Question,
-) -> dict[str, Any]:
-    """The content of overlap.json, without what the options say.
+@dataclass(frozen=True)
+class WholeMotion:
+    """How a change moves the policy at first order, over every parameter that it changes.
 
-    Args:
-        deltas: the changes by label.
-        modules: score statistics by label and module.
-        motion: by label, derivatives along the whole change ("first", "variance": `bridge.estimators.first_order`).
-        losses: by label, utility loss of every sample; empty where it was not measured.
-        question: rank and resampling.
+    Attributes:
+        overlap_score: mean of (s . dW)², from the responses' tokens.
+        overlap_score_exact: the same, exact over the vocabulary; half of it is the utility loss at second order.
+        mean_first_derivative: mean of s . dW.
 
     """
-    found = {
-        label: _one(delta, modules[label], motion[label], losses.get(label), question)
-        for label, delta in deltas.items()
-    }
-    first = next(iter(found.values()))["joint"]
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "num_samples": first["num_samples"],
-        "num_parameters": first["dimension"],
-        "rank": question.rank,
-        "ranking": _ranking(list(found.values())),
-        "deltas": found,
-    }
+
+    overlap_score: Mean
+    overlap_score_exact: Mean
+    mean_first_derivative: Mean
 
 
-def _ranking(entries: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """Spearman's rank correlation of each number with the measured utility loss; None below three changes."""
-    from scipy.stats import spearmanr
+@dataclass(frozen=True)
+class SignsEstimate(ProjectedScore):
+    """The paper's estimate of an overlap score, by random signs, beside the law that it follows."""
 
-    losses = [entry["utility_loss"]["mean"] for entry in entries if "utility_loss" in entry]
-    if len(losses) != len(entries) or len(losses) < 3:
-        return None
-    predictors = {
-        "norm of the change": [entry["squared_norm"] for entry in entries],
-        "score": [entry["joint"]["raw"] for entry in entries],
-        "score exact over tokens": [entry["all_parameters"]["overlap_score_exact"]["mean"] for entry in entries],
-        "score per squared norm": [entry["joint"]["normalised"] for entry in entries],
-        "score against random": [entry["joint"]["enrichment"] for entry in entries],
-        "sum of the modules' scores": [entry["sum_of_modules"] for entry in entries],
-    }
-    return {
-        "count": len(losses),
-        "with_utility_loss": {
-            name: float(spearmanr(values, losses).statistic) if _ranked(values) and _ranked(losses) else None
-            for name, values in predictors.items()
-        },
-    }
+    estimate: float
+
+    @property
+    def ratio(self) -> float | None:
+        """Estimate over the exact score; None where that is zero."""
+        return self.estimate / self.exact if self.exact else None
 
 
-def _ranked(values: Sequence[float | None]) -> bool:
-    """Whether values can be ranked: they are there, and not all the same."""
-    return None not in values and len(set(values)) > 1
+@dataclass(frozen=True)
+class SignsEstimates:
+    """The paper's estimates of one change's score.
+
+    Attributes:
+        dim: dimensions of the projection.
+        joint: of all modules, each with its own projection (the paper's).
+        joint_one_projection: of all modules by one projection.
+        blocks: by module.
+
+    """
+
+    dim: int
+    joint: SignsEstimate
+    joint_one_projection: SignsEstimate
+    blocks: dict[str, SignsEstimate]
 
 
-def _one(
-    delta: WeightDelta,
-    modules: Mapping[str, ScoreStatistics],
-    motion: Mapping[str, np.ndarray],
-    losses: Mapping[str, np.ndarray] | None,
-    question: Question,
-) -> dict[str, Any]:
-    def score(blocks: Sequence[ScoreStatistics], resamples: int) -> dict[str, Any]:
-        return overlap_score(
-            blocks, question.rank, groups=question.groups, resamples=resamples, seed=question.seed
-        ).as_dict()
+@dataclass(frozen=True)
+class Refusals:
+    """How many of a set's prompts are refused, with Wilson's 95 % interval of the rate."""
 
-    layers = group_by_block(list(modules))
-    every = list(modules.values())
-    joint = score(every, question.resamples)
-    crossed = cross_module_share(every)
-    by_layer = [sum((modules[n] for n in names[1:]), start=modules[names[0]]) for names in layers.values()]
-    total = delta.squared_norm()
-    entry: dict[str, Any] = {
-        "source": delta.label,
-        "kind": delta.kind,
-        "squared_norm": total,
-        "squared_norm_share": joint["squared_norm"] / total if total else 0.0,
-        "joint": joint,
-        "cross_module_share": crossed.share,
-        "sum_of_modules": crossed.within,
-        "cross_block_share": cross_module_share(by_layer).share,
-        "all_parameters": _all_parameters(motion, question),
-        "layers": {name: score([modules[n] for n in names], 0) for name, names in layers.items()},
-        "blocks": {name: score([stats], 0) for name, stats in modules.items()},
-    }
-    if losses is not None:
-        entry["utility_loss"] = _mean(losses["utility_loss"], question)
-        entry["utility_loss_sampled"] = _mean(losses["sampled"], question)
-    return entry
+    set: str
+    rate: float
+    interval: tuple[float, float]
+    refused: int
+    total: int
 
 
-def _all_parameters(motion: Mapping[str, np.ndarray], question: Question) -> dict[str, Any]:
-    """Scores over every parameter that the change moves: from the drawn tokens, and exact over the vocabulary."""
-    return {
-        "overlap_score": _mean(motion["first"] ** 2, question),
-        "overlap_score_exact": _mean(motion["variance"], question),
-        "mean_first_derivative": _mean(motion["first"], question),
-    }
+@dataclass(frozen=True)
+class ChangeOverlap:
+    """The overlap of one weight change with the skill.
+
+    Attributes:
+        source: where the change is from.
+        kind: how it is known.
+        squared_norm: |dW|² over every parameter that it moves.
+        squared_norm_share: the part of it in theta.
+        joint: the score over all modules of theta.
+        cross_module_share: share of that score that no single module has; None where the score is zero.
+        sum_of_modules: of the modules' own scores.
+        cross_block_share: share that no single block has.
+        all_parameters: over every parameter that it moves, embeddings and norms included.
+        layers: scores by block of the model, without intervals.
+        blocks: by module.
+        utility_loss: measured, KL in nats a response, exact over the vocabulary; None where it was not measured.
+        utility_loss_sampled: the same from the responses' tokens.
+        rademacher: the paper's estimates; None where they were not asked for.
+        refusals: of the changed model; None where they were not counted.
+
+    """
+
+    source: str
+    kind: Literal["full", "lora"]
+    squared_norm: float
+    squared_norm_share: float
+    joint: OverlapScore
+    cross_module_share: float | None
+    sum_of_modules: float
+    cross_block_share: float | None
+    all_parameters: WholeMotion
+    layers: dict[str, OverlapScore]
+    blocks: dict[str, OverlapScore]
+    utility_loss: Mean | None = None
+    utility_loss_sampled: Mean | None = None
+    rademacher: SignsEstimates | None = None
+    refusals: Refusals | None = None
+
+    @property
+    def second_order_loss(self) -> float:
+        """The utility loss at second order, in nats a response: half the exact score over all parameters."""
+        return self.all_parameters.overlap_score_exact.mean / 2
 
 
-def _mean(values: Float[np.ndarray, " N"], question: Question) -> dict[str, Any]:
-    """Mean over the samples, its standard error over prompts, and a bootstrap interval."""
-    weights = np.full(len(values), 1 / len(values))
-    prompts = np.unique(question.groups)
-    means = np.array([values[question.groups == prompt].mean() for prompt in prompts])
-    error = float(means.std(ddof=1) / np.sqrt(len(means))) if len(means) > 1 else None
-    draws = bootstrap_weights(weights, question.resamples, question.seed, question.groups) @ values
-    ends = percentile_interval(draws, 0.95) if len(draws) else None
-    return {"mean": float(values.mean()), "standard_error": error, "interval": list(ends) if ends else None}
+@dataclass(frozen=True)
+class Ranking:
+    """Spearman's rank correlation of numbers of the changes with their measured utility loss; None: not defined."""
+
+    count: int
+    with_utility_loss: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class OverlapResult(Result):
+    """The overlap of some weight changes with a skill of one model.
+
+    Attributes:
+        dtype: of the model's parameters.
+        rank: d, of the top eigenspace.
+        ranking: None below three changes, or where the utility loss was not measured.
+        deltas: by label of the change.
+        base_refusals: of the model before any change; None where they were not counted.
+
+    """
+
+    FILE: ClassVar[str] = "overlap.json"
+
+    model: str
+    skill: str
+    fisher: FisherKind
+    dtype: str
+    num_samples: int
+    num_parameters: int
+    rank: int
+    ranking: Ranking | None
+    deltas: dict[str, ChangeOverlap]
+    base_refusals: Refusals | None = None
+
+    def records(self) -> list[dict[str, object]]:
+        """A row a change, numbers in full."""
+        return [
+            {
+                "change": label,
+                "kind": change.kind,
+                "norm": math.sqrt(change.squared_norm),
+                "score": change.joint.raw,
+                "score_per_squared_norm": change.joint.normalised,
+                "score_over_random": change.joint.enrichment,
+                "cross_module_share": change.cross_module_share,
+                "second_order_loss": change.second_order_loss,
+                "utility_loss": change.utility_loss.mean if change.utility_loss else None,
+                "refusal_rate": change.refusals.rate if change.refusals else None,
+                "score_by_random_signs": change.rademacher.joint.estimate if change.rademacher else None,
+            }
+            for label, change in self.deltas.items()
+        ]

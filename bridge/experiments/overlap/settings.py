@@ -2,46 +2,54 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
-from commands.options import at_least, require
+from annotated_types import Ge
+
+from bridge.experiments.labels import check_deltas, labelled_deltas
+from bridge.experiments.options import Bootstrap, Compute, OfModel, Rank, Resampling, Rows, Skill, SkillSampling
+from commands.options import require
+from commands.settings import Option
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The options that decide a run's numbers; batch size and memory decide their rounding only."""
+@dataclass(frozen=True, kw_only=True)
+class Settings(Resampling, Rows, Compute, SkillSampling, OfModel):
+    """The options that decide a run's numbers; batch size and memory decide their rounding only.
 
-    model: str
-    delta: dict[str, str]
-    skill: str
-    num_skill: int
-    fisher: Literal["sampled", "empirical"]
-    draws: int
-    max_new_tokens: int
-    rank: int
-    modules: str | None
-    utility_loss: bool
-    refusals: str | None
-    estimator: Literal["exact", "rademacher"]
-    dim: int
-    dtype: str | None
-    device: str | None
-    batch_size: int
-    memory: float
-    max_length: int
-    bootstrap: int
-    seed: int
-    skip_bad_rows: bool
+    `delta` are places of weight changes by label.
+    """
 
-    def check(self) -> None:
-        """Raise UserError for options that no run can have."""
-        at_least(1, self, "num_skill", "draws", "max_new_tokens", "rank", "batch_size", "dim")
-        at_least(2, self, "max_length")
-        at_least(0, self, "seed", "bootstrap")
-        require(0 < self.memory < float("inf"), "memory", "a positive number of GiB", self.memory)
+    model: Annotated[
+        str, Option("The model before the change: alias, hub name, local folder, GGUF file, or random:ALIAS.")
+    ] = "smollm2-135m-refusal"
+    delta: Annotated[
+        dict[str, str],
+        Option(
+            "[LABEL=]PATH of a weight change: a run folder of bridge.finetune, an adapter, a delta.safetensors, or "
+            "the folder of the changed model; may be repeated.",
+            read=labelled_deltas,
+            several=True,
+        ),
+    ] = field(default_factory=dict)
+    skill: Skill = "refusals"
+    rank: Rank = 10
+    utility_loss: Annotated[
+        bool, Option("Measure the utility loss of each changed model on the skill (token-exact KL).")
+    ] = True
+    refusals: Annotated[
+        str | None, Option("A set of prompts: generate with each changed model, and count refusals.")
+    ] = None
+    estimator: Annotated[
+        Literal["exact", "rademacher"],
+        Option("rademacher: beside the exact score, the paper's own estimate by random signs."),
+    ] = "exact"
+    dim: Annotated[int, Option("Dimensions of that projection (the paper: 4,096)."), Ge(1)] = 4096
+    bootstrap: Bootstrap = 1000
+
+    def check_together(self) -> None:
+        """Raise UserError for options that do not go together, and for changes that are not there."""
         require(len(self.delta) > 0, "delta", "a change of weights, such as a run folder of bridge.finetune", "none")
-        if self.fisher == "empirical":
-            require(self.draws == 1, "draws", "1 with --fisher empirical (its responses are the data's)", self.draws)
-        most = self.num_skill * self.draws
-        require(self.rank <= most, "rank", f"at most {most}, the number of samples (rows × draws)", self.rank)
+        check_deltas(self.delta)
+        super().check_together()
+        self.check_rank(self.rank)

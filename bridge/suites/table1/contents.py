@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from bridge.data.rows import load_prompts
 from bridge.models.cache import Report, file_sha256
 from bridge.models.load import folder_of, hash_folder
 from bridge.models.names import resolve
-from bridge.suites.table1.settings import TableSet, TableSettings, measured_sets
+from bridge.suites.finetunes import TrainingSet
+from bridge.suites.table1.settings import TableSettings
+from bridge.training.plan import Method
 from commands.errors import UserError
 from commands.store import read_result
 
-Contents = dict[str, dict[str, Any]]
-"""By command, hashes by their names in its manifest; None for what cannot be read or hashed beforehand."""
+Hashes = dict[str, str | list[str] | None]
+"""Hashes of contents by their names in a manifest; None for what cannot be read or hashed beforehand."""
+Contents = dict[str, Hashes]
+"""The same by command."""
 _BASE = "base_sha256"  # of the weights before any change
 
 
@@ -35,29 +38,31 @@ class TableContents:
         self._settings = settings
         self._sets: dict[str, str] = {}
         self._weights = {model: _weights(model, report) for model in settings.models}
-        self._shared: dict[str, dict[str, str | None]] = {}
-        for (command, option), spec in measured_sets(settings).items():
+        self._shared: Contents = {}
+        for (command, option), spec in settings.measured_sets().items():
             try:
-                found = self._sha256(spec)
+                sha256 = self._sha256(spec)
             except UserError as error:
-                raise UserError(f"[{command}] {option}: {error}") from error
-            self._shared.setdefault(command, {})["data_sha256" if option == "data" else f"{option}_sha256"] = found
+                raise UserError(f"[{command}] --{option}: {error}") from error
+            self._shared.setdefault(command, {})["data_sha256" if option == "data" else f"{option}_sha256"] = sha256
 
     def of_measures(self, model: str) -> Contents:
         """What the measures before any fine-tuning are made from."""
         return self._with_weights(model, {c: v for c, v in self._shared.items() if c != "overlap"})
 
-    def of_row(self, model: str, method: str, each: TableSet) -> Contents:
+    def of_row(self, model: str, method: Method, chosen: TrainingSet) -> Contents:
         """What a row is made from."""
-        options = self._settings.finetune_options(method, each)
-        trained = [self._readable(spec) for spec in (each.data, options.get("mix")) if spec is not None]
-        own: dict[str, Any] = {"data_sha256": None if None in trained else trained}
-        if options.get("skill") is not None:
-            own["skill_sha256"] = self._readable(options["skill"])
+        tuned = self._settings.finetune_settings(model, method, chosen)
+        trained = [self._readable(spec) for spec in (tuned.data, tuned.mix) if spec is not None]
+        own: Hashes = {"data_sha256": [sha256 for sha256 in trained if sha256 is not None]}
+        if None in trained:
+            own["data_sha256"] = None
+        if tuned.skill is not None:
+            own["skill_sha256"] = self._readable(tuned.skill)
         return self._with_weights(model, {"finetune": own, **self._shared})
 
-    def _with_weights(self, model: str, found: Mapping[str, Mapping[str, Any]]) -> Contents:
-        return {command: {_BASE: self._weights[model], **values} for command, values in found.items()}
+    def _with_weights(self, model: str, hashes: Mapping[str, Hashes]) -> Contents:
+        return {command: {_BASE: self._weights[model], **values} for command, values in hashes.items()}
 
     def _sha256(self, spec: str) -> str:
         if spec not in self._sets:
@@ -79,10 +84,10 @@ def differences(folder: Path, contents: Contents) -> list[str]:
 
     """
     found = []
-    for command, values in contents.items():
+    for command, hashes in contents.items():
         made = read_result(folder / command / "manifest.json")["settings"]
         made.setdefault(_BASE, made["weights_sha256"])
-        for name, now in values.items():
+        for name, now in hashes.items():
             if now is not None and made[name] != now:
                 found.append(f"{command}, {name}: {_short(made[name])} there, {_short(now)} now")
     return found

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
+from bridge.experiments.finetune.run import run as finetune
+from bridge.experiments.harmfulness.run import run as harmfulness
+from bridge.experiments.overlap.run import run as overlap
+from bridge.experiments.utility.run import run as utility
 from bridge.models.names import run_name
 from bridge.suites import measures
+from bridge.suites.finetunes import TrainingSet, drop_weights
+from bridge.suites.measures import Measures
 from bridge.suites.stages import Stages
 from bridge.suites.table1 import report
 from bridge.suites.table1.contents import Contents, TableContents, differences
-from bridge.suites.table1.settings import TableSet, TableSettings
+from bridge.suites.table1.result import Before, TableResult, TableRow, Training
+from bridge.suites.table1.settings import CHANGE, TableSettings
+from bridge.training.plan import Method
 from commands.errors import UserError
 from commands.progress import Progress
-from commands.store import SCHEMA_VERSION, RunFolder, read_result, short_hash, write_atomically, write_json
+from commands.store import RunFolder, short_hash
 
 COMMAND = "bridge.table1"
-ROW = "row.json"
-_WEIGHTS = ("model", "adapter", "delta.safetensors")
-_CHANGE = "change"
 
 
-def run(settings: TableSettings, name: str, out: Path | None = None, quiet: bool = False) -> bool:
-    """Fill the table, write the run folder, print the table; returns whether every row is done.
+def run(settings: TableSettings, name: str, out: Path | None = None, quiet: bool = False) -> TableResult:
+    """Fill the table, write the run folder, print the table.
 
     Args:
         settings: what to fill it with.
@@ -41,179 +43,161 @@ def run(settings: TableSettings, name: str, out: Path | None = None, quiet: bool
     """
     progress = Progress(quiet)
     contents = TableContents(settings, progress.say)
-    identity = json.loads(json.dumps(asdict(settings), default=str))
+    identity = settings.identity()
     folder = RunFolder(out or Path("runs") / "table1" / f"{run_name(name)}-{short_hash(identity)}", COMMAND, identity)
     try:
-        _refuse_other_contents(settings, contents, folder.path)
+        table = _Table(settings, contents, folder, progress)
+        table.refuse_other_contents()
         if folder.complete:
             progress.say(f"complete already: {folder.path}{folder.made_with()}")
         else:
-            _fill(settings, contents, folder, progress)
-        found = read_result(folder.path / "table1.json")
-        done = all(row["status"] == "done" for row in found["rows"])
-        if done and not folder.complete:
+            settings.write(folder.path, COMMAND)
+            table.fill()
+        found = TableResult.read(folder.path)
+        if found.done and not folder.complete:
             folder.finish()
     finally:
         folder.close()
     if not quiet:
-        report.print_table(found)
-        print(f"\n{folder.path / 'table1.md'}")
-    return done
+        report.print_result(found, folder.path)
+    return found
 
 
-def _wanted(settings: TableSettings, out: Path) -> list[tuple[str, str, TableSet, Path]]:
-    """Model, method, set and folder of every row, in the order of models, methods and sets."""
-    return [
-        (model, method, each, out / "rows" / f"{run_name(model)}--{method}--{each.name}")
-        for model in settings.models
-        for method in settings.methods
-        for each in settings.sets
-    ]
+class _Table:
+    """A table that is filled: its settings, what it is made from, and its folder."""
+
+    def __init__(
+        self, settings: TableSettings, contents: TableContents, folder: RunFolder, progress: Progress
+    ) -> None:
+        self.settings, self.contents, self.folder, self.progress = settings, contents, folder, progress
+        self.rows = [
+            _Row(model, method, chosen, folder.path / "rows" / f"{run_name(model)}--{method}--{chosen.name}")
+            for model in settings.models
+            for method in settings.methods
+            for chosen in settings.sets
+        ]
+
+    def before_place(self, model: str) -> Path:
+        """The folder of a model's measures before any fine-tuning."""
+        return self.folder.path / "before" / run_name(model)
+
+    def refuse_other_contents(self) -> None:
+        """Raise UserError if what is done already was made from other contents than are there now."""
+        done = {self.before_place(model): self.contents.of_measures(model) for model in self.settings.models}
+        done |= {row.path: self.contents.of_row(row.model, row.method, row.chosen) for row in self.rows}
+        for path, now in done.items():
+            if (path / TableRow.FILE).exists() and (changed := differences(path, now)):
+                raise UserError(
+                    f"--out: {self.folder.path} holds numbers made from other contents ({path.name}: "
+                    f"{'; '.join(changed[:4])}); choose another folder, or restore the contents"
+                )
+
+    def fill(self) -> None:
+        """Fill every row; the files are written after each."""
+        self._refuse_same_folders()
+        found = [row.read() for row in self.rows]
+        for left in self.folder.path.glob("*/*/.*.tmp"):  # a killed process was writing it
+            left.unlink()
+        self._write(found)
+        measured: dict[str, tuple[Before, bool]] = {}
+        for k, row in enumerate(self.rows):
+            if row.model not in measured:
+                measured[row.model] = self._before(row.model)
+            found[k] = self._filled(row, found[k], *measured[row.model])
+            self._write(found)
+            self.folder.note_progress()
+
+    def _refuse_same_folders(self) -> None:
+        names = [run_name(model).lower() for model in self.settings.models]
+        if len(set(names)) < len(names):
+            raise UserError(f"--settings: models: expected different last 60 characters of the names, got {names}")
+
+    def _write(self, rows: list[TableRow]) -> None:
+        report.write(TableResult(self.settings.title, rows), self.folder.path)
+
+    def _before(self, model: str) -> tuple[Before, bool]:
+        """What a model can do before any fine-tuning, and whether its rows cannot be filled at all."""
+        path = self.before_place(model)
+        if (path / Before.FILE).exists():
+            return Before.read(path), False
+        stages = Stages(path, self.progress)
+        measured = self._evaluate(stages, model, None)
+        _check(stages, self.contents.of_measures(model))
+        before = Before(measured, stages.failures)
+        if not stages.failures:
+            before.write(path)
+        return before, stages.refused
+
+    def _evaluate(self, stages: Stages, model: str, delta: Path | None) -> Measures:
+        """Harmfulness and utility of a model, changed or not, where the table asks for them."""
+        measured: Measures = {}
+        change = None if delta is None else str(delta)
+        if (judged := self.settings.harmfulness_settings(model, change)) is not None:
+            again = partial(harmfulness, retry_failed=True)
+            verdicts = stages.command("harmfulness", again, judged, stages.folder / "harmfulness")
+            if verdicts is not None:
+                measured |= measures.verdicts(verdicts)
+                if reason := measures.unanswered(verdicts.judges):
+                    stages.failures["harmfulness"] = reason
+        if (asked := self.settings.utility_settings(model, change)) is not None:
+            solved = stages.command("utility", utility, asked, stages.folder / "utility")
+            measured |= {} if solved is None else measures.accuracy(solved.data.name, solved)
+        return measured
+
+    def _filled(self, row: _Row, found: TableRow, before: Before, refused: bool) -> TableRow:
+        """One row, as it was read if it was done before."""
+        if found.status == "done":
+            self._drop_weights(row)  # the process may have died just before
+            return found
+        stages = Stages(row.path, self.progress)
+        filled = replace(row.pending, before=before.before)
+        if not refused:  # or its own measures would be refused too, after a fine-tune
+            filled = self._tuned(row, filled, stages)
+            _check(stages, self.contents.of_row(row.model, row.method, row.chosen))
+        failures = {f"{step} before": reason for step, reason in before.failures.items()} | stages.failures
+        filled = replace(filled, failures=failures, status="failed" if failures else "done")
+        if not failures:
+            filled.write(row.path)
+            self._drop_weights(row)
+        return filled
+
+    def _tuned(self, row: _Row, filled: TableRow, stages: Stages) -> TableRow:
+        """Fine-tune, and measure what that gave, as far as it goes."""
+        out = row.path / "finetune"
+        settings = self.settings.finetune_settings(row.model, row.method, row.chosen)
+        tuned = stages.command("finetune", finetune, settings, out)
+        if tuned is None:
+            return filled
+        change = {"update norm": measures.quantity(tuned.update.norm)}
+        after = self._evaluate(stages, row.model, out)
+        if (asked := self.settings.overlap_settings(row.model, str(out))) is not None:
+            scored = stages.command("overlap", overlap, asked, row.path / "overlap")
+            if scored is not None:
+                change |= measures.overlap(scored.deltas[CHANGE], scored.num_samples)
+        return replace(filled, training=Training.of(tuned), change=change, after=after)
+
+    def _drop_weights(self, row: _Row) -> None:
+        if not self.settings.keep_weights:
+            drop_weights(row.path / "finetune")
 
 
-def _before_place(model: str, out: Path) -> Path:
-    return out / "before" / run_name(model)
+class _Row:
+    """A row of the table, and its folder."""
 
+    def __init__(self, model: str, method: Method, chosen: TrainingSet, path: Path) -> None:
+        self.model, self.method, self.chosen, self.path = model, method, chosen, path
 
-def _refuse_other_contents(settings: TableSettings, contents: TableContents, out: Path) -> None:
-    """Raise UserError if what is done already was made from other contents than are there now."""
-    done = {_before_place(model, out): contents.of_measures(model) for model in settings.models}
-    done |= {path: contents.of_row(model, method, each) for model, method, each, path in _wanted(settings, out)}
-    for path, now in done.items():
-        if (path / ROW).exists() and (changed := differences(path, now)):
-            raise UserError(
-                f"--out: {out} holds numbers made from other contents ({path.name}: {'; '.join(changed[:4])}); "
-                "choose another folder, or restore the contents"
-            )
+    @property
+    def pending(self) -> TableRow:
+        """The row before anything was done."""
+        return TableRow(self.model, self.method, self.chosen.name, self.chosen.data)
 
-
-def _fill(settings: TableSettings, contents: TableContents, folder: RunFolder, progress: Progress) -> None:
-    """Every row of the table; the files are written after each."""
-    _refuse_same_folders(settings)
-    wanted = _wanted(settings, folder.path)
-    rows = [
-        read_result(path / ROW) if (path / ROW).exists() else _pending(model, method, each)
-        for model, method, each, path in wanted
-    ]
-    for left in folder.path.glob("*/*/.*.tmp"):  # a killed process was writing it
-        left.unlink()
-    _write(settings, rows, folder.path)
-    before: dict[str, dict[str, Any]] = {}
-    for k, (model, method, each, path) in enumerate(wanted):
-        if model not in before:
-            stages = Stages(_before_place(model, folder.path), _common(settings), progress)
-            before[model] = _before(model, settings, stages, contents.of_measures(model))
-        stages = Stages(path, _common(settings), progress)
-        rows[k] = _row(rows[k], before[model], each, settings, stages, contents.of_row(model, method, each))
-        _write(settings, rows, folder.path)
-        folder.note_progress()
-
-
-def _refuse_same_folders(settings: TableSettings) -> None:
-    names = [run_name(model).lower() for model in settings.models]
-    if len(set(names)) < len(names):
-        raise UserError(f"--settings: models: expected different last 60 characters of the names, got {names}")
-
-
-def _pending(model: str, method: str, each: TableSet) -> dict[str, Any]:
-    return {"model": model, "method": method, "set": each.name, "data": each.data, "status": "pending",
-            "failures": {}, "before": {}, "after": {}, "change": {}, "training": {}}  # fmt: skip
-
-
-def _common(settings: TableSettings) -> dict[str, Any]:
-    """Options that every command gets."""
-    return {"seed": settings.seed} | ({} if settings.device is None else {"device": settings.device})
-
-
-def _run(stages: Stages, command: str, **options: Any) -> Path | None:
-    """Run one command into a folder of its name beside the row; returns the folder, or None if it failed."""
-    return stages.command(command, stages.folder / command, **options)
+    def read(self) -> TableRow:
+        """The row as it was done before, or still to come."""
+        return TableRow.read(self.path) if (self.path / TableRow.FILE).exists() else self.pending
 
 
 def _check(stages: Stages, contents: Contents) -> None:
     """Where every command went well, all of them must have read what the table was started on."""
     if not stages.failures and (changed := differences(stages.folder, contents)):
         stages.failed("contents", f"changed while the table was filled ({'; '.join(changed[:4])})")
-
-
-def _before(model: str, settings: TableSettings, stages: Stages, contents: Contents) -> dict[str, Any]:
-    """Measures of the model before any fine-tuning, what of them failed, and whether its rows can be filled at all."""
-    if (stages.folder / ROW).exists():
-        return read_result(stages.folder / ROW)
-    found = {"before": _evaluate(settings, stages, model, None), "failures": stages.failures}
-    _check(stages, contents)
-    if not stages.failures:
-        write_json(stages.folder / ROW, found)
-    return found | {"refused": stages.refused}
-
-
-def _evaluate(settings: TableSettings, stages: Stages, model: str, delta: Path | None) -> dict[str, Any]:
-    """Harmfulness and utility of a model, changed or not, where the table asks for them."""
-    found: dict[str, Any] = {}
-    subject = {"model": model, "delta": None if delta is None else str(delta)}
-    if settings.harmfulness is not None:
-        out = _run(stages, "harmfulness", **subject, **settings.harmfulness, retry_failed=True)
-        if out is not None:
-            found |= measures.harmfulness(out)
-            if reason := measures.unanswered(out):
-                stages.failures["harmfulness"] = reason
-    if settings.utility is not None:
-        out = _run(stages, "utility", **subject, **settings.utility)
-        found |= measures.utility(out) if out is not None else {}
-    return found
-
-
-def _row(
-    row: Mapping[str, Any],
-    before: Mapping[str, Any],
-    each: TableSet,
-    settings: TableSettings,
-    stages: Stages,
-    contents: Contents,
-) -> dict[str, Any]:
-    """One row, from its file if it was done before."""
-    path = stages.folder
-    if (path / ROW).exists():
-        _drop_weights(path, settings)  # the process may have died just before
-        return read_result(path / ROW)
-    found = {**row, "before": before["before"]}
-    if not before.get("refused"):  # or its own measures would be refused too, after a fine-tune
-        found |= _tuned(row, each, settings, stages)
-        _check(stages, contents)
-    earlier = {f"{stage} before": reason for stage, reason in before["failures"].items()}
-    found["failures"] = earlier | stages.failures
-    found["status"] = "failed" if found["failures"] else "done"
-    if found["status"] == "done":
-        write_json(path / ROW, found)
-        _drop_weights(path, settings)
-    return found
-
-
-def _tuned(row: Mapping[str, Any], each: TableSet, settings: TableSettings, stages: Stages) -> dict[str, Any]:
-    """Fine-tune, and measure what that gave, as far as it goes."""
-    model = row["model"]
-    options = settings.finetune_options(row["method"], each)
-    tuned = _run(stages, "finetune", model=model, data=each.data, method=row["method"], **options)
-    if tuned is None:
-        return {}
-    training, change = measures.training(tuned)
-    after = _evaluate(settings, stages, model, tuned)
-    if settings.overlap is not None:
-        scored = _run(stages, "overlap", model=model, delta=[f"{_CHANGE}={tuned}"], **settings.overlap)
-        change |= measures.overlap(scored, _CHANGE) if scored else {}
-    return {"training": training, "change": change, "after": after}
-
-
-def _drop_weights(path: Path, settings: TableSettings) -> None:
-    """Delete what the row's fine-tune left of weights, where the table does not keep them."""
-    for name in () if settings.keep_weights else _WEIGHTS:
-        place = path / "finetune" / name
-        shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
-
-
-def _write(settings: TableSettings, rows: list[dict[str, Any]], folder: Path) -> None:
-    """table1.json, table1.csv and table1.md, each whole."""
-    found = {"schema_version": SCHEMA_VERSION, "title": settings.title, "rows": rows}
-    write_json(folder / "table1.json", found)
-    write_atomically(folder / "table1.csv", report.csv_of(found).encode())
-    write_atomically(folder / "table1.md", report.markdown(found).encode())

@@ -1,73 +1,116 @@
-"""The settings file of `bridge.table1`: models, methods, sets, and the options of the commands that fill a row."""
+"""The settings of `bridge.table1`: models, methods, sets, and the options of the commands that fill a row."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated
 
-from bridge.experiments.finetune import settings as finetune_settings
-from bridge.experiments.harmfulness import settings as harmfulness_settings
-from bridge.experiments.overlap import settings as overlap_settings
-from bridge.experiments.utility import settings as utility_settings
+from annotated_types import MinLen
+
+from bridge.experiments.finetune.settings import Settings as FinetuneSettings
+from bridge.experiments.harmfulness.settings import Settings as HarmfulnessSettings
+from bridge.experiments.options import Device, Seed
+from bridge.experiments.overlap.settings import Settings as OverlapSettings
+from bridge.experiments.utility.settings import HELDOUT
+from bridge.experiments.utility.settings import Settings as UtilitySettings
 from bridge.models.names import resolve
-from bridge.suites.settings_file import Options, SettingsReader, check_set, read_toml, with_defaults
+from bridge.suites.finetunes import Finetunes, Reading, TrainingSet, check_finetune
+from bridge.suites.settings_file import Distinct, Faults, Kind, Options, SettingsFile, check_set
+from bridge.training.plan import Method
 from commands.errors import UserError
+from commands.settings import Option, fields_of
 
 SHIPPED = {"offline": "table1/offline.toml", "paper": "table1/paper.toml"}
 """Settings that come with the package, by name."""
 
-COMMANDS = ("finetune", "harmfulness", "utility", "overlap")
-_METHODS = ("lora", "full")
+CHANGE = "change"
+"""Label of a row's change of the weights."""
+_HERE = "."  # stands for a row's change, which is not there yet
 # Options that the table itself gives to its commands, or that a row has no use for.
-_OWNED = {"model", "delta", "method", "seed", "device", "out", "show_preset", "rescore", "retry_failed"}
-_TOP: dict[str, type] = {
-    "title": str, "models": list, "methods": list, "sets": list, "seed": int, "device": str, "keep_weights": bool,
-    "finetune": dict, "harmfulness": dict, "utility": dict, "overlap": dict,
-}  # fmt: skip
-_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
+_OWNED = ("model", "delta", "method", "data", "seed", "device", "rescore")
 
 
-@dataclass(frozen=True)
-class TableSet:
-    """What rows are fine-tuned on: a name for the table, what `--data` takes, and further options of the fine-tune."""
+@dataclass(frozen=True, kw_only=True)
+class TableSettings(Finetunes):
+    """One table: a row for every model, method and set."""
 
-    name: str
-    data: str
-    options: Options = field(default_factory=dict)
+    title: Annotated[str, Option("Heading of the table.")] = "Fine-tuning and what it does"
+    models: Annotated[
+        tuple[str, ...], Option("Models to fine-tune.", wanted="a list of names, each once"), MinLen(1), Distinct
+    ]
+    seed: Seed = 0
+    device: Device = None
+    keep_weights: Annotated[bool, Option("Keep the weights of rows that are done.")] = True
+    harmfulness: Annotated[
+        Options[HarmfulnessSettings] | None, Option("Options of bridge.harmfulness; none, and it is not measured.")
+    ] = None
+    utility: Annotated[
+        Options[UtilitySettings] | None, Option("Options of bridge.utility; none, and it is not measured.")
+    ] = None
+    overlap: Annotated[
+        Options[OverlapSettings] | None, Option("Options of bridge.overlap; none, and it is not measured.")
+    ] = None
 
+    def finetune_settings(self, model: str, method: Method, chosen: TrainingSet) -> FinetuneSettings:
+        """The settings of one row's fine-tune."""
+        return self._settings(self.finetune_options(method, chosen), model, method=method, data=chosen.data)
 
-@dataclass(frozen=True)
-class TableSettings:
-    """One table: a row for every model, method and set.
+    def harmfulness_settings(self, model: str, delta: str | None) -> HarmfulnessSettings | None:
+        """Those with which a model is measured, changed or not, if the table asks for it."""
+        return None if self.harmfulness is None else self._settings(self.harmfulness, model, delta=delta)
 
-    The options of each command are under its name; of `harmfulness`, `utility` and `overlap` those are left out (None)
-    that the table does not ask for. `finetune_by_method` overrides `finetune`, a set's own options both. Without
-    `keep_weights`, the weights of a row are deleted when the row is done.
-    """
+    def utility_settings(self, model: str, delta: str | None) -> UtilitySettings | None:
+        """The same of its utility."""
+        return None if self.utility is None else self._settings(self.utility, model, delta=delta)
 
-    title: str
-    models: tuple[str, ...]
-    methods: tuple[str, ...]
-    sets: tuple[TableSet, ...]
-    seed: int
-    device: str | None
-    keep_weights: bool
-    finetune: Options
-    finetune_by_method: Mapping[str, Options]
-    harmfulness: Options | None
-    utility: Options | None
-    overlap: Options | None
+    def overlap_settings(self, model: str, delta: str) -> OverlapSettings | None:
+        """The same of the overlap of a change."""
+        return None if self.overlap is None else self._settings(self.overlap, model, delta={CHANGE: delta})
 
-    def finetune_options(self, method: str, chosen: TableSet) -> dict[str, Any]:
-        """The options of one row's fine-tune."""
-        return {**self.finetune, **self.finetune_by_method.get(method, {}), **chosen.options}
+    def _settings(self, options: Options[Kind], model: str, **more: object) -> Kind:
+        return options.settings(model=model, seed=self.seed, device=self.device, **more)
 
-    def judges(self) -> tuple[str, ...]:
-        """The names of the judges."""
-        return tuple((self.harmfulness or {}).get("judge", ()))
+    def measured_sets(self) -> dict[tuple[str, str], str]:
+        """The sets on which every model is measured, by the command and the option that name them."""
+        found: dict[tuple[str, str], str | None] = {}
+        model = self.models[0]
+        if (harmfulness := self.harmfulness_settings(model, None)) is not None:
+            found["harmfulness", "prompts"] = harmfulness.prompts
+        if (utility := self.utility_settings(model, None)) is not None:
+            found["utility", "data"] = HELDOUT.get(utility.data, utility.data)
+        if (overlap := self.overlap_settings(model, _HERE)) is not None:
+            found |= {("overlap", "skill"): overlap.skill, ("overlap", "refusals"): overlap.refusals}
+        return {place: spec for place, spec in found.items() if spec is not None}
+
+    def check_together(self) -> None:
+        """Raise UserError for what no run could use: a model, set, judge or option; without the network or any work."""
+        faults = Faults()
+        for model in self.models:
+            with faults.at("models:"):
+                resolve(model)
+        for each in self.sets:
+            for method in self.methods:
+                check_finetune(self.finetune_settings(self.models[0], method, each), faults)
+        self._check_measures(faults)
+        faults.end()
+
+    def _check_measures(self, faults: Faults) -> None:
+        """Find what is wrong with what is measured."""
+        model = self.models[0]
+        measured = {
+            "harmfulness": self.harmfulness_settings(model, None),
+            "utility": self.utility_settings(model, None),
+            "overlap": self.overlap_settings(model, _HERE),
+        }
+        if not any(measured.values()):
+            faults.add("", "nothing is measured: expected [harmfulness], [utility] or [overlap]")
+        for command, settings in measured.items():
+            if settings is not None:
+                with faults.at(f"[{command}]"):
+                    settings.check()
+        for (command, option), spec in self.measured_sets().items():
+            with faults.at(f"[{command}] --{option}:"):
+                check_set(spec)
 
 
 def read_settings(spec: str) -> TableSettings:
@@ -78,130 +121,22 @@ def read_settings(spec: str) -> TableSettings:
             wrong type or one that no run can have, or a model, set or judge is not known or not ready.
 
     """
-    found = read_toml(spec, SHIPPED)
-    reader = _Reader(spec, _OWNED)
-    settings = reader.settings(found)
-    with reader.naming_file():
-        _check(settings)
-    return settings
+    file = SettingsFile(spec, "bridge.table1", SHIPPED)
+    reading = Reading(file, only=[name for name in fields_of(FinetuneSettings) if name not in _OWNED])
+    finetune, by_method = reading.finetune()
+    sets, _ = reading.sets()
+    return file.settings(
+        TableSettings,
+        finetune=finetune,
+        finetune_by_method=by_method,
+        sets=tuple(sets),
+        harmfulness=_measured(file, "harmfulness", HarmfulnessSettings),
+        utility=_measured(file, "utility", UtilitySettings),
+        overlap=_measured(file, "overlap", OverlapSettings),
+    )
 
 
-class _Reader(SettingsReader):
-    """Turns a TOML document into settings."""
-
-    def settings(self, found: Mapping[str, Any]) -> TableSettings:
-        self.top(found, _TOP)
-        by_method = {m: found["finetune"][m] for m in _METHODS if m in found.get("finetune", {})}
-        for method, options in by_method.items():
-            self.table(f"finetune.{method}", options)
-        tuning = {k: v for k, v in found.get("finetune", {}).items() if k not in by_method}
-        measured = {name: self.options(name, name, found[name]) if name in found else None for name in COMMANDS[1:]}
-        if not any(options is not None for options in measured.values()):
-            raise UserError(
-                f"--settings {self.file}: nothing is measured: expected [harmfulness], [utility] or [overlap]"
-            )
-        return TableSettings(
-            title=found.get("title", "Fine-tuning and what it does"),
-            models=self._names(found, "models", None),
-            methods=self._names(found, "methods", _METHODS),
-            sets=self._sets(found),
-            seed=found.get("seed", 0),
-            device=found.get("device"),
-            keep_weights=found.get("keep_weights", True),
-            finetune=self._finetune("finetune", tuning),
-            finetune_by_method={m: self._finetune(f"finetune.{m}", o) for m, o in by_method.items()},
-            **measured,
-        )
-
-    def _finetune(self, where: str, found: Options) -> dict[str, Any]:
-        return self.options(where, "finetune", found, without=["data"])
-
-    def _names(self, found: Mapping[str, Any], key: str, allowed: Sequence[str] | None) -> tuple[str, ...]:
-        wanted = f"a list of {' and '.join(allowed)}" if allowed else "a list of names"
-        names = found.get(key)
-        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-            raise self.error(key, wanted, names)
-        if len(set(names)) < len(names) or (allowed and not set(names) <= set(allowed)):
-            raise self.error(key, f"{wanted}, each once", names)
-        return tuple(names)
-
-    def _sets(self, found: Mapping[str, Any]) -> tuple[TableSet, ...]:
-        sets: list[TableSet] = []
-        known = {"name": str, "data": str, **self.command_options("finetune", without=["data"])}
-        for number, entry in enumerate(found.get("sets", []), start=1):
-            where = f"sets, entry {number}"
-            if not isinstance(entry, dict) or not isinstance(entry.get("data"), str):
-                raise self.error(where, 'a table with data = "NAME"', entry)
-            self.known(where, entry, known)
-            name = entry.get("name", entry["data"].partition("=")[0])
-            if not isinstance(name, str) or not _NAME.fullmatch(name):
-                raise self.error(f"{where}: name", "letters, digits and . + - _", name)
-            if name.lower() in {other.name.lower() for other in sets}:
-                raise self.error(f"{where}: name", "different names", f"{name} twice")
-            options = {k: v for k, v in entry.items() if k not in ("name", "data")}
-            sets.append(TableSet(name, entry["data"], self._finetune(where, options)))
-        if not sets:
-            raise self.error("sets", "at least one [[sets]] entry", found.get("sets"))
-        return tuple(sets)
-
-
-def measured_sets(settings: TableSettings) -> dict[tuple[str, str], str]:
-    """The sets on which every model is measured, by the command and the option that name them."""
-    found: dict[tuple[str, str], str | None] = {}
-    if settings.harmfulness is not None:
-        prompts = settings.harmfulness.get("prompts")
-        found["harmfulness", "prompts"] = harmfulness_settings.GENERATION["prompts"] if prompts is None else prompts
-    if settings.utility is not None:
-        data = with_defaults("utility", settings.utility)["data"]
-        found["utility", "data"] = utility_settings.HELDOUT.get(data, data)
-    if settings.overlap is not None:
-        options = with_defaults("overlap", settings.overlap)
-        found |= {("overlap", name): options[name] for name in ("skill", "refusals")}
-    return {place: spec for place, spec in found.items() if spec is not None}
-
-
-def _check(settings: TableSettings) -> None:
-    """Raise UserError for what no run could use: a model, set, judge or option; without the network or any work."""
-    for model in settings.models:
-        resolve(model)
-    for each in settings.sets:
-        for method in settings.methods:
-            options = {**settings.finetune_options(method, each), "data": each.data, "method": method}
-            with _naming("finetune"):
-                finetune_settings.make_settings(with_defaults("finetune", _common(settings) | options))
-            for option in ("data", "mix", "skill"):
-                if options.get(option) is not None:
-                    with _naming(f"finetune: {option}"):
-                        check_set(options[option])
-    for (command, option), spec in measured_sets(settings).items():
-        with _naming(f"{command}: {option}"):
-            check_set(spec)
-    if settings.harmfulness is not None:
-        with _naming("harmfulness"):
-            harmfulness_settings.make_settings(
-                with_defaults("harmfulness", _common(settings) | dict(settings.harmfulness))
-            )
-    if settings.utility is not None:
-        with _naming("utility"):
-            utility_settings.make_settings(with_defaults("utility", _common(settings) | dict(settings.utility)))
-    if settings.overlap is not None:
-        with _naming("overlap"):
-            given = with_defaults("overlap", _common(settings) | dict(settings.overlap)) | {
-                "delta": {"change": "a row's"}
-            }
-            overlap_settings.Settings(
-                **{field.name: given[field.name] for field in fields(overlap_settings.Settings)}
-            ).check()
-
-
-def _common(settings: TableSettings) -> dict[str, Any]:
-    return {"seed": settings.seed, "device": settings.device}
-
-
-@contextmanager
-def _naming(place: str) -> Iterator[None]:
-    """Errors of the user's input inside name a section of the file."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"[{place}] {error}") from error
+def _measured(file: SettingsFile, command: str, kind: type[Kind]) -> Options[Kind] | None:
+    """The options of a command that measures, where the file has them."""
+    without = [name for name in _OWNED if name != "data"]
+    return file.options(f"[{command}]", file.take(command), kind, without=without) if file.has(command) else None

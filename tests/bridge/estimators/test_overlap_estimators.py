@@ -23,7 +23,7 @@ from bridge.estimators import theta as estimators_theta
 from bridge.estimators.batches import in_sample_order
 from bridge.estimators.first_order import first_order
 from bridge.estimators.utility_loss import measure_utility_loss, token_divergence
-from bridge.experiments.overlap import result as overlap_result
+from bridge.experiments.overlap.assembly import statistics
 from commands.errors import UserError
 from commands.progress import Progress
 from commands.store import RunFolder
@@ -129,7 +129,7 @@ def test_the_score_is_the_quadratic_form_of_the_dense_fisher(
     delta: Held = getattr(case, kind)()
     subject = case.subject(batch_size)
     products = measure.measure_products(subject, SKILL, {"change": delta.direction}, folder(tmp_path / "run"), QUIET)
-    stats = overlap_result.statistics(subject, SKILL, products, delta, "change", "empirical")
+    stats = statistics(subject, SKILL, products, delta, "change", "empirical")
     change = case.flat(delta)
     fisher = case.scores.T @ case.scores / len(SKILL)
     whole = overlap_score(list(stats.values()), 3, resamples=0)

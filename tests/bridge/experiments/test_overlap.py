@@ -12,11 +12,13 @@ import pytest
 import torch
 
 from bridge.deltas.open import open_delta
-from bridge.estimators import first_order
 from bridge.experiments.labels import labelled_deltas
-from bridge.experiments.overlap import report as overlap_report
-from bridge.experiments.overlap import result as overlap_result
 from bridge.experiments.overlap import run as overlap_run
+from bridge.experiments.overlap.assembly import rank_changes
+from bridge.experiments.overlap.report import readings, verdict
+from bridge.experiments.overlap.result import ChangeOverlap, Mean, OverlapResult, WholeMotion
+from bridge.experiments.overlap.settings import Settings
+from bridge.experiments.session import Lent
 from bridge.models.load import load_model
 from commands.cli import INTERRUPTED
 from commands.errors import UserError
@@ -25,6 +27,7 @@ from tests.bridge.support.tiny_deltas import adapted, save_adapter
 from tests.bridge.support.tiny_overlaps import COMPARED, make_changes, overlap_options
 from tests.bridge.support.tiny_runs import SCRIPT, save_chat_model
 from tests.in_process import run_module
+from theory.overlap_score import OverlapScore
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +67,7 @@ def error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *
 
 def test_the_folder_holds_what_it_should(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
-    assert names == {"manifest.json", *COMPARED} - {"refusals.jsonl"}
+    assert names == {"manifest.json", "settings.toml", *COMPARED} - {"refusals.jsonl"}
     assert json.loads((finished / "manifest.json").read_text())["status"] == "complete"
 
 
@@ -93,6 +96,36 @@ def test_a_small_change_costs_half_its_exact_score(finished: Path) -> None:
     full = read(finished)["deltas"]["full"]
     half = full["all_parameters"]["overlap_score_exact"]["mean"] / 2
     assert full["utility_loss"]["mean"] == pytest.approx(half, rel=0.15)
+
+
+def test_the_result_is_read_back_as_it_was_written(finished: Path) -> None:
+    result = OverlapResult.read(finished)
+    assert result.to_dict() == read(finished)
+    assert list(result.to_frame()["change"]) == ["full", "adapter"]
+    assert "exact over tokens" in result._repr_html_()
+    assert result.plot("damage").startswith(b"\x89PNG")
+
+
+def test_the_settings_of_a_run_replay_it(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(overlap_run, "_measure", lambda *_, **__: pytest.fail("computed again"))
+    assert command(monkeypatch, "--settings", str(finished / "settings.toml"), "--out", str(finished)) == 0
+    assert "complete already" in capsys.readouterr().err
+
+
+def test_a_run_in_memory_gives_the_same_and_leaves_nothing(
+    place: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = Settings(
+        model=str(place / "model"), skill=str(place / "skill.jsonl"), num_skill=6, max_new_tokens=6, max_length=64,
+        delta={"full": str(place / "full.safetensors"), "adapter": str(place / "adapter")}, rank=3, bootstrap=20,
+        batch_size=3, device="cpu",
+    )  # fmt: skip
+    found = overlap_run.run(settings, quiet=True, lent=Lent(in_memory=True))
+    assert found.to_dict() == read(finished)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_page_shows_text_as_text(finished: Path) -> None:
@@ -136,7 +169,7 @@ def test_changes_in_another_order_are_another_run(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(overlap_result, "assemble", interrupt)
+        patch.setattr(overlap_run, "assemble", interrupt)
         assert command(patch, *forth) == INTERRUPTED
     assert "order" in error(monkeypatch, capsys, *(swap.get(text, text) for text in forth))
 
@@ -184,7 +217,7 @@ def test_the_difference_of_two_folders_is_the_change(
 def test_derivatives_that_overflow_are_an_error(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(first_order, "first_order", lambda *_: {"first": np.zeros(3), "variance": np.full(3, np.inf)})
+    monkeypatch.setattr(overlap_run, "first_order", lambda *_: {"first": np.zeros(3), "variance": np.full(3, np.inf)})
     message = error(monkeypatch, capsys, *overlap_options(place, tmp_path / "run"))
     assert "finite derivatives of the logits along full" in message
 
@@ -200,30 +233,35 @@ def test_derivatives_that_overflow_are_an_error(
     ],
 )
 def test_what_is_said_of_the_damage(half: float, measured: float, dtype: str, words: str) -> None:
-    entry = {"utility_loss": {"mean": measured}, "all_parameters": {"overlap_score_exact": {"mean": 2 * half}}}
-    (line,) = overlap_report.readings({"dtype": dtype, "deltas": {"a": entry}, "ranking": None})
-    assert line.endswith(f"{words}.")
+    assert verdict(half, measured, dtype).endswith(words)
+
+
+def change(size: float, loss: float) -> ChangeOverlap:
+    """A change of these numbers, that tells nothing against random ones."""
+    joint = OverlapScore("sampled", 6, 10, 1, size, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, None, None, {})
+    mean = Mean(-size, None, None)
+    motion = WholeMotion(mean, mean, mean)
+    lost = Mean(loss, None, None)
+    return ChangeOverlap("here", "full", size, 1.0, joint, None, size**2, None, motion, {}, {}, lost, lost)
 
 
 def test_losses_that_are_all_the_same_rank_nothing() -> None:
     """As of changes that are lost in rounding: a correlation would be NaN, which no JSON holds."""
-
-    def entry(size: float, loss: float) -> dict[str, Any]:
-        joint = {"raw": size, "normalised": 1.0, "enrichment": None}
-        score = {"overlap_score_exact": {"mean": -size}}
-        utility = {"mean": loss}
-        return {"squared_norm": size, "joint": joint, "all_parameters": score, "sum_of_modules": size**2,
-                "utility_loss": utility}  # fmt: skip
-
-    same, different = (
-        overlap_result._ranking([entry(size, size * loss) for size in (1.0, 2.0, 3.0)])["with_utility_loss"]
-        for loss in (0.0, 1.0)
-    )
-    assert set(same.values()) == {None}
-    assert different == {
+    same, different = (rank_changes([change(size, size * loss) for size in (1.0, 2.0, 3.0)]) for loss in (0.0, 1.0))
+    assert same is not None
+    assert different is not None
+    assert set(same.with_utility_loss.values()) == {None}
+    assert different.with_utility_loss == {
         "norm of the change": 1.0, "score": 1.0, "score exact over tokens": -1.0, "score per squared norm": None,
         "score against random": None, "sum of the modules' scores": 1.0,
     }  # fmt: skip
+
+
+def test_three_changes_are_ranked_in_words() -> None:
+    changes = {f"c{size}": change(size, size) for size in (1.0, 2.0, 3.0)}
+    ranking = rank_changes(list(changes.values()))
+    result = OverlapResult("m", "refusals", "sampled", "float32", 6, 10, 1, ranking, changes)
+    assert "over 3 changes (Spearman): norm of the change 1.00, score 1.00" in readings(result)[-1]
 
 
 # --------------------------------------------------------------------------------------------- bad input
@@ -264,6 +302,12 @@ def test_options_that_cannot_be(
 ) -> None:  # fmt: skip
     assert message in error(monkeypatch, capsys, *overlap_options(place, tmp_path / "run", *more))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("label", "message"), [("gram", "a label of letters"), ("a", "no such change of weights")])
+def test_changes_in_a_table_are_checked_like_those_of_a_command_line(label: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Settings(delta={label: "nothing/here"}).check()
 
 
 def test_without_a_change(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
