@@ -2,9 +2,9 @@
 
     python -m bridge.study --settings offline --files DIR
 
-Writes a run folder: manifest.json, study.json, study.csv, study.md, utility_loss.png, lost_refusals.png, report.html,
-sets/ (the rows of every fine-tune), before/ (what is known before training) and rows/ (a folder for every fine-tune,
-with the run folders of the commands that measured it).
+Writes a run folder: manifest.json, settings.toml, study.json, study.csv, study.md, utility_loss.png,
+lost_refusals.png, report.html, sets/ (the rows of every fine-tune), before/ (what is known before training) and rows/
+(a folder for every fine-tune, with the run folders of the commands that measured it).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import typer
 
 from bridge.suites.study.settings import SHIPPED, read_settings
 from commands.cli import run_command
-from commands.options import command_of
+from commands.options import Out, command_of
 
 MEMORY_ADVICE = "lower micro_batch_size of [finetune], or batch_size and memory of [skill], in the settings file"
 
@@ -29,7 +29,7 @@ def main(
         Path | None,
         typer.Option(help="The folder of the settings' local files. (default: sets in local files are left out)"),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder. (default: runs/study/SETTINGS-HASH)")] = None,
+    out: Out = None,
 ) -> int:
     """Fine-tune a model on sets, by LoRA and in full, and correlate what was known with the damage done.
 
@@ -40,9 +40,9 @@ def main(
     was stopped, and tries failed ones again.
     """
     read = read_settings(settings, files)
-    from bridge.suites.study.run import run  # torch takes a second or two to import: wrong input should not wait for it
+    from bridge.suites.study.run import run  # torch takes a second or two: wrong input should not wait for it
 
-    return 0 if run(read, Path(settings).stem, out) else 1
+    return 0 if run(read, Path(settings).stem, out).done else 1
 
 
 if __name__ == "__main__":

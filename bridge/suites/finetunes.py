@@ -18,6 +18,7 @@ from commands.settings import Option
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 METHODS: tuple[Method, ...] = get_args(Method)
+_NOTHING = Options(FinetuneSettings)
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,22 @@ class TrainingSet:
 
     name: str
     data: str
-    options: Options[FinetuneSettings] = Options(FinetuneSettings)
+    options: Options[FinetuneSettings] = _NOTHING
+
+    def document(self) -> dict[str, object]:
+        """The set as a file gives it."""
+        return {"name": self.name, "data": self.data, **self.options.given}
+
+
+@dataclass(frozen=True)
+class LocalSet(TrainingSet):
+    """A set in a local file, whose folder is given apart; `data` is its own format's name."""
+
+    file: str = ""
+
+    def document(self) -> dict[str, object]:
+        """The set as a file gives it."""
+        return {**super().document(), "file": self.file}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,34 +56,37 @@ class Finetunes(SuiteSettings):
     sets: Annotated[
         tuple[TrainingSet, ...], Option("Sets to train on.", wanted="at least one [[sets]] entry"), MinLen(1)
     ] = ()
-    finetune: Annotated[Options[FinetuneSettings], Option("Options of bridge.finetune.")] = Options(FinetuneSettings)
+    finetune: Annotated[Options[FinetuneSettings], Option("Options of bridge.finetune.")] = _NOTHING
     finetune_by_method: Annotated[
         Mapping[Method, Options[FinetuneSettings]], Option("The same for one method alone.")
     ] = field(default_factory=dict)
 
     def finetune_options(self, method: Method, chosen: TrainingSet) -> Options[FinetuneSettings]:
         """The options of one fine-tune that the file gives."""
-        of_method = self.finetune_by_method.get(method, Options(FinetuneSettings))
-        return self.finetune.over(of_method, chosen.options)
+        return self.finetune.over(self.finetune_by_method.get(method, _NOTHING), chosen.options)
 
     def document(self) -> dict[str, object]:
         """The settings as a file gives them."""
         found = super().document()
         del found["finetune_by_method"]
-        found["finetune"] = self.finetune.given | {m: o.given for m, o in self.finetune_by_method.items()}
-        found["sets"] = [{"name": each.name, "data": each.data, **each.options.given} for each in self.sets]
+        by_method: dict[str, object] = {method: more.given for method, more in self.finetune_by_method.items()}
+        found["finetune"] = {**self.finetune.given, **by_method}
+        found["sets"] = [each.document() for each in self.sets]
         return found
 
 
-def check_finetune(settings: FinetuneSettings, faults: Faults) -> None:
-    """Find what no fine-tune could use of its options, and sets that there are none of."""
+def checked_finetune(make: Callable[[], FinetuneSettings], faults: Faults) -> FinetuneSettings | None:
+    """A fine-tune's settings, if they can be; options that no run could use are faults, and so are unknown sets."""
     with faults.at("[finetune]"):
+        settings = make()
         settings.check()
-    for option in ("data", "mix", "skill"):
-        spec = getattr(settings, option)
-        if spec is not None:
-            with faults.at(f"[finetune] --{option}:"):
-                check_set(spec)
+        for option in ("data", "mix", "skill"):
+            spec = getattr(settings, option)
+            if spec is not None:
+                with faults.at(f"[finetune] --{option}:"):
+                    check_set(spec)
+        return settings
+    return None
 
 
 class Reading:
@@ -95,44 +114,28 @@ class Reading:
         """The options of some fine-tunes."""
         return self.file.options(place, found, FinetuneSettings, self._of_some)
 
-    def sets(self, local: Callable[[str, str], str | None] | None = None) -> tuple[list[TrainingSet], list[str]]:
-        """The tables [[sets]], without those that cannot be, which are faults.
-
-        Args:
-            local: makes what `--data` takes of a set's name and of a local file's; None where that is not to be had.
-                Without it a set cannot have a file.
-
-        Returns:
-            The sets, and the names of those that are left out for want of their files.
-
-        Raises:
-            UserError: as `local` does.
-
-        """
+    def sets(self, local: bool = False) -> list[TrainingSet]:
+        """The tables [[sets]], without those that cannot be, which are faults; `local`: they may name files."""
         entries = self.file.take("sets", [])
         found: list[TrainingSet] = []
-        left_out: list[str] = []
         for number, entry in enumerate(entries if isinstance(entries, list) else [entries], start=1):
             place = f"sets, entry {number}:"
-            texts = ("name", "data") if local is None else ("name", "data", "file")
+            texts = ("name", "data", "file") if local else ("name", "data")
             if not isinstance(entry, dict) or not _has_texts(entry, texts):
-                more = "" if local is None else ', and file = "FILE" for a local file'
+                more = ', and file = "FILE" for a local file' if local else ""
                 self.file.faults.add(place, f'expected a table with data = "NAME"{more}, got {entry!r}')
                 continue
             options = self._of(place, {key: value for key, value in entry.items() if key not in texts})
-            data, file = entry["data"], entry.get("file")
+            data = entry["data"]
             name = entry.get("name", data.partition("=")[0])
             if not _NAME.fullmatch(name):
                 self.file.faults.add(place, f"name: expected letters, digits and . + - _, got {name!r}")
-            elif name.lower() in (other.lower() for other in (*(known.name for known in found), *left_out)):
+            elif name.lower() in (other.name.lower() for other in found):
                 self.file.faults.add(place, f"name: expected different names, got {name} twice")
-            elif local is None or file is None:
-                found.append(TrainingSet(name, data, options))
-            elif (spec := local(data, file)) is None:
-                left_out.append(name)
             else:
-                found.append(TrainingSet(name, spec, options))
-        return found, left_out
+                own = local and "file" in entry
+                found.append(LocalSet(name, data, options, entry["file"]) if own else TrainingSet(name, data, options))
+        return found
 
 
 def _has_texts(entry: Mapping[str, object], keys: Collection[str]) -> bool:

@@ -143,16 +143,14 @@ class SettingsFile:
         """
         self.spec = spec
         self.faults = Faults()
+        self._taken: list[str] = []
         path = FOLDER / shipped[spec] if spec in shipped else Path(spec)
         self._left = read_toml(path, command, spec, f"a TOML file, or {' or '.join(shipped)}")
 
     def take(self, key: str, default: object = None) -> object:
-        """What stands behind a key, for a caller that reads it itself."""
+        """What stands behind a key, or the default, for a caller that reads it itself."""
+        self._taken.append(key)
         return self._left.pop(key, default)
-
-    def has(self, key: str) -> bool:
-        """Whether the file gives a key that nobody has taken."""
-        return key in self._left
 
     def table(self, place: str, found: object) -> dict[str, object]:
         """A value as a table of options; a fault, and an empty one, if it is none."""
@@ -208,14 +206,13 @@ class SettingsFile:
             UserError: with everything that is wrong with the file.
 
         """
-        known = [name for name in fields_of(kind) if name not in taken]
+        own = [name for name in fields_of(kind) if name not in taken]
         for name in self._left:
-            if name not in known:
-                self.faults.add("", unknown(name, known).replace("option", "key", 1))
-        own = {name: value for name, value in self._left.items() if name in known}
+            if name not in own:
+                self.faults.add("", unknown(name, [*own, *self._taken]).replace("option", "key", 1))
         try:
             with self.faults.at(""):
-                made = kind.read({**own, **taken})
+                made = kind.read({name: value for name, value in self._left.items() if name in own} | taken)
             self.faults.end()
             made.check()
         except UserError as error:

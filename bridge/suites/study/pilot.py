@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from bridge.data.chat import ChatFormat
-from bridge.data.encode import check_positions, encode, token_hash
-from bridge.data.mixtures import select_samples
-from bridge.data.rows import load_rows
-from bridge.estimators.theta import subject_of
-from bridge.generation.drawing import Drawing, draw_samples
-from bridge.models.identity import model_identity, positions_of
+from bridge.data.encode import token_hash
+from bridge.data.mixtures import Selection, select_samples
+from bridge.data.samples import Sample
+from bridge.experiments.finetune.settings import Settings as FinetuneSettings
+from bridge.experiments.overlap.settings import Settings as OverlapSettings
+from bridge.experiments.session import Lent, MeasuringSession
 from bridge.models.load import load_model
-from bridge.training.pilot import check_length, pilot_result, run_pilot
+from bridge.training.pilot import PilotResult, check_length, pilot_result, run_pilot
+from bridge.training.plan import Plan
 from commands.progress import Progress
+from commands.runs import result_of
 from commands.store import RunFolder
-
-if TYPE_CHECKING:
-    from bridge.experiments.finetune.settings import Settings
 
 COMMAND = "bridge.study, pilot"
 
 
-def run(settings: Settings, skill: dict[str, Any], steps: int, out: Path, progress: Progress) -> Path:
-    """Take the first steps of a fine-tune, measure the skill after each, and write pilot.json; returns the folder.
+def run(
+    settings: FinetuneSettings,
+    skill: OverlapSettings,
+    skill_options: Mapping[str, object],
+    steps: int,
+    out: Path,
+    progress: Progress,
+) -> PilotResult:
+    """Take the first steps of a fine-tune, measure the skill after each, and write pilot.json.
 
     The rows, their order, the optimizer and its schedule are the fine-tune's, so that these are its very steps; the
     skill's samples are those that `bridge.overlap` draws with the same options.
 
     Args:
         settings: of the fine-tune, without a defence.
-        skill: `StudySettings.skill_options`.
+        skill: what the skill is, and how it is measured.
+        skill_options: the options that say so, by name.
         steps: of the pilot.
         out: the run folder.
         progress: where to show the stages.
@@ -42,45 +48,44 @@ def run(settings: Settings, skill: dict[str, Any], steps: int, out: Path, progre
             longer than its pilot.
 
     """
-    rows = load_rows(skill["skill"])
     loaded = load_model(
-        settings.model, dtype=settings.dtype, device=settings.device, seed=settings.plan.seed, report=progress.say
+        settings.model, dtype=settings.dtype, device=settings.device, seed=settings.seed, report=progress.say
     )
-    chat = ChatFormat(loaded.tokenizer)
+    session = MeasuringSession(COMMAND, skill, progress, Lent(loaded=loaded))
+    rows = session.rows("skill", skill.skill)
     chosen = select_samples(
         settings.data,
-        chat,
+        session.chat,
         count=settings.rows or None,
         max_length=settings.max_length,
-        seed=settings.plan.seed,
+        seed=settings.seed,
         skip_bad_rows=settings.skip_bad_rows,
     )
-    common = {"count": skill["num_skill"], "max_length": skill["max_length"], "seed": skill["seed"]}
-    asked = encode("skill", rows, chat, **common, skip_bad_rows=False, progress=progress)
-    check_positions(positions_of(loaded), chosen.samples, asked, skill["max_new_tokens"])
-    total = settings.plan.steps(len(chosen.samples))
-    check_length(steps, total)
-    identity = asdict(settings) | {
-        **model_identity(loaded),
-        "skill": dict(skill),
+    asked = session.encode("skill", rows, skill.num_skill)
+    session.check_positions(chosen.samples, asked, skill.max_new_tokens)
+    check_length(steps, settings.plan.steps(len(chosen.samples)))
+    identity = {
+        **settings.identity(),
+        **session.model_identity(),
+        "skill": dict(skill_options),
         "pilot_steps": steps,
         "tokens": token_hash([*asked, *chosen.samples]),
-        "end_token_ids": list(chat.end_token_ids),
     }
     folder = RunFolder(out, COMMAND, identity)
-    try:
-        if not folder.complete:
-            how = Drawing(
-                **{key: skill[key] for key in ("draws", "max_new_tokens", "max_length", "batch_size", "seed")}
-            )
-            samples = draw_samples(loaded, chat, asked, how, folder, progress)
-            subject = subject_of(loaded, skill["modules"], skill["batch_size"], skill["memory"])
-            batches = subject.batches(samples)
-            points, log = run_pilot(
-                loaded, chosen.samples, batches, settings.plan, steps, False, subject.memory_bytes, folder, progress
-            )
-            pilot_result(points, log, settings.plan, steps, total).write(folder.path)
-            folder.finish()
-    finally:
-        folder.close()
-    return folder.path
+    measure = partial(_measure, session, settings.plan, chosen, asked, steps, folder)
+    return result_of(folder, PilotResult.read, measure, progress)
+
+
+def _measure(
+    session: MeasuringSession, plan: Plan, chosen: Selection, asked: list[Sample], steps: int, folder: RunFolder
+) -> PilotResult:
+    """All stages from the samples to the finished folder."""
+    batches = session.subject.batches(session.answered(asked, folder))
+    points, log = run_pilot(
+        session.loaded, chosen.samples, batches, plan, steps, False, session.subject.memory_bytes, folder,
+        session.progress,
+    )  # fmt: skip
+    found = pilot_result(points, log, plan, steps, plan.steps(len(chosen.samples)))
+    found.write(folder.path)
+    folder.finish()
+    return found

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
+from bridge.experiments.estimate_aic.result import AicResult, LossAt
+from bridge.experiments.finetune.result import FinetuneResult
+from bridge.experiments.overlap.result import OverlapResult
 from bridge.experiments.risk.result import RiskResult
+from bridge.suites.study.settings import CHANGE
 from bridge.training.pilot import DRIFTING, PilotResult
-from commands.store import read_result
 
 Stage = Literal["before", "pilot", "after"]
 STAGES: tuple[Stage, ...] = ("before", "pilot", "after")
 WHEN = {"before": "before training", "pilot": "after the pilot steps", "after": "after training"}
-CHANGE = "change"
-"""Label of a fine-tune's change of the weights."""
 
 
 @dataclass(frozen=True)
@@ -75,93 +76,75 @@ BY_KEY = {each.key: each for each in PREDICTORS}
 Values = dict[str, float | None]
 
 
-def of_training(folder: Path) -> Values:
-    """What the run folder of a fine-tune gives."""
-    found = read_result(folder / "finetune.json")
+def of_training(found: FinetuneResult, folder: Path) -> Values:
+    """What a fine-tune and its run folder give."""
     lines = (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
     tokens = [sum(json.loads(line)["response_mask"]) for line in lines]
     return {
         "tokens": float(sum(tokens)),
         "mean_tokens": sum(tokens) / len(tokens),
-        "rate_steps": math.fsum(found["learning_rates"]),
-        "update_norm": found["update"]["norm"],
+        "rate_steps": math.fsum(found.learning_rates),
+        "update_norm": found.update.norm,
     }
 
 
-def of_estimate(folder: Path, horizon: float | None) -> Values:
-    """What a run of `bridge.estimate_aic` on the very rows gives.
+def of_estimate(found: AicResult, horizon: float | None) -> Values:
+    """What an estimate on the very rows gives.
 
     The loss is predicted at the time `horizon`, the sum of the learning rates: between two times of the run's curve as
     the power law that joins them, beyond all of them not at all. Without a horizon nothing is predicted: the curve is
     of all weights, and a LoRA fine-tune moves along another path.
     """
-    found = read_result(folder / "aic.json")
-    whole = found["whole_model"]
-    speed = whole["velocity_norm"]
+    whole = found.whole_model
+    speed = whole.velocity_norm
     return {
-        "mean_loss": found["finetuning_loss"],
-        "gradient_norm": whole["gradient_norm"],
-        "leak": whole["leak_exact"],
-        "leak_per_norm": whole["leak_exact"] / speed if speed else None,
-        "gamma_star": whole["onset_exact"],
-        "predicted_loss": None if horizon is None else _on_curve(whole, horizon),
+        "mean_loss": found.finetuning_loss,
+        "gradient_norm": whole.gradient_norm,
+        "leak": whole.leak_exact,
+        "leak_per_norm": whole.leak_exact / speed if speed else None,
+        "gamma_star": whole.onset_exact,
+        "predicted_loss": None if horizon is None else loss_at(whole.predicted_loss_exact, whole.horizon, horizon),
     }
 
 
-def of_risk(folder: Path) -> Values:
-    """What a run of `bridge.risk` on the one set of these rows gives."""
-    (risk,) = RiskResult.read(folder).candidates.values()
+def of_risk(found: RiskResult) -> Values:
+    """What the risk of the one set of these rows gives."""
+    (risk,) = found.candidates.values()
     leak = math.sqrt(risk.leak_squared_exact)
     return {"leak_per_decrease": leak / risk.decrease if risk.decrease > 0 else None}
 
 
-def of_pilot(folder: Path) -> Values:
+def of_pilot(found: PilotResult) -> Values:
     """What the pilot gives: the forecast is the drifting power law's, where three of its points can be used."""
-    found = PilotResult.read(folder)
-    last, forecasts = found.points[-1], found.forecasts
+    last = found.points[-1]
+    forecast = found.forecasts.get(DRIFTING)
     return {
         "pilot_norm": last.displacement,
         "pilot_loss": last.utility_loss,
-        "forecast": finite(forecasts[DRIFTING].value) if DRIFTING in forecasts else None,
+        "forecast": None if forecast is None else finite(forecast.value),
     }
 
 
-def of_overlap(folder: Path) -> Values:
-    """What a run of `bridge.overlap` on the fine-tune's change gives."""
-    entry = read_result(folder / "overlap.json")["deltas"][CHANGE]
-    joint, blocks = entry["joint"], entry["blocks"]
-    found: Values = {
-        "score": joint["raw"],
-        "score_exact": entry["all_parameters"]["overlap_score_exact"]["mean"],
-        "score_normalised": joint["normalised"],
-        "score_enrichment": joint["enrichment"],
-        "score_modules": entry["sum_of_modules"],
-        "score_modules_normalised": _mean([block["normalised"] for block in blocks.values()]),
+def of_overlap(found: OverlapResult) -> Values:
+    """What the overlap of the fine-tune's change gives."""
+    change = found.deltas[CHANGE]
+    joint, blocks = change.joint, change.blocks
+    values: Values = {
+        "score": joint.raw,
+        "score_exact": change.all_parameters.overlap_score_exact.mean,
+        "score_normalised": joint.normalised,
+        "score_enrichment": joint.enrichment,
+        "score_modules": change.sum_of_modules,
+        "score_modules_normalised": _mean([block.normalised for block in blocks.values()]),
     }
-    if "rademacher" not in entry:
-        return found
-    signs = {name: block["estimate"] for name, block in entry["rademacher"]["blocks"].items()}
-    squares = {name: blocks[name]["squared_norm"] for name in signs}
-    return found | {
+    if change.rademacher is None:
+        return values
+    signs = {name: block.estimate for name, block in change.rademacher.blocks.items()}
+    squares = {name: blocks[name].squared_norm for name in signs}
+    return values | {
         "score_signs": math.fsum(signs.values()),
         "score_signs_normalised": _mean([signs[n] / squares[n] if squares[n] else None for n in signs]),
     }
-
-
-def outcomes(folder: Path) -> dict[str, dict[str, Any]]:
-    """The damage that a run of `bridge.overlap` measured: value, interval, number of samples or prompts."""
-    result = read_result(folder / "overlap.json")
-    entry = result["deltas"][CHANGE]
-    loss = entry["utility_loss"]
-    ends = loss["interval"] or (None, None)
-    found = {"utility_loss": {"value": loss["mean"], "low": ends[0], "high": ends[1], "count": result["num_samples"]}}
-    if "refusals" in entry:
-        after, base = entry["refusals"], result["base_refusals"]
-        found["refusals"] = _rate(after)
-        found["base_refusals"] = _rate(base)
-        found["lost_refusals"] = {"value": base["rate"] - after["rate"], "low": None, "high": None,
-                                  "count": after["total"]}  # fmt: skip
-    return found
 
 
 def finite(value: float | None) -> float | None:
@@ -169,19 +152,20 @@ def finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _on_curve(whole: Mapping[str, Any], t: float) -> float | None:
-    """The predicted loss at t, linear in logarithms between the times laid around the crossover; None outside them."""
-    curve = [point for point in whole["predicted_loss_exact"] if point["t"] != whole["horizon"]]  # the estimate's own
-    known = [(math.log(p["t"]), math.log(p["utility_loss"])) for p in curve if p["t"] and p["utility_loss"]]
+def loss_at(curve: Sequence[LossAt], horizon: float, t: float) -> float | None:
+    """The predicted loss at t, linear in logarithms between the times laid around the crossover; None outside them.
+
+    The estimate's own horizon is none of these times.
+    """
+    known = [
+        (math.log(point.t), math.log(point.utility_loss))
+        for point in curve
+        if point.t != horizon and point.t and point.utility_loss
+    ]
     times, losses = [at for at, _ in known], [loss for _, loss in known]
     if not known or t <= 0 or not times[0] <= math.log(t) <= times[-1]:
         return None
     return math.exp(float(np.interp(math.log(t), times, losses)))
-
-
-def _rate(found: Mapping[str, Any]) -> dict[str, Any]:
-    low, high = found["interval"]
-    return {"value": found["rate"], "low": low, "high": high, "count": found["total"]}
 
 
 def _mean(values: list[float | None]) -> float | None:

@@ -1,229 +1,249 @@
-"""study.json: the fine-tunes, and how each predictor ranks their damage."""
+"""What `bridge.study` finds: the fine-tunes with what was known of them, and how each number ranks their damage."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import ClassVar, Literal
 
-import numpy as np
-from jaxtyping import Float, Int
+from bridge.experiments.finetune.result import FinetuneResult
+from bridge.experiments.overlap.result import OverlapResult, Refusals
+from bridge.reports.results import Result
+from bridge.suites.study.predictors import Predictor, Stage, Values
+from bridge.suites.study.settings import CHANGE
+from bridge.training.plan import Method
+from theory.rank_correlation import RankCorrelation
 
-from bridge.suites.study.predictors import BY_KEY, PREDICTORS, STAGES, Predictor, Stage
-from bridge.suites.study.settings import StudySettings
-from commands.store import SCHEMA_VERSION
-from theory.rank_correlation import Advantage, RankCorrelation, advantage, rank_correlation
-
-OUTCOMES = {"utility_loss": "utility loss", "lost_refusals": "lost refusals"}
+Status = Literal["pending", "failed", "done"]
+OutcomeName = Literal["utility_loss", "lost_refusals"]
+OUTCOMES: dict[OutcomeName, str] = {"utility_loss": "utility loss", "lost_refusals": "lost refusals"}
 """What is to be predicted, with the name that people read."""
 WITHIN, POOLED = "within_methods", "pooled"
 """Groups of correlations: fine-tunes ranked among those by their own method, and all ranked together."""
-LEAST_ROWS, LEAST_SETS = 4, 3
-"""With fewer fine-tunes or sets no correlation is taken."""
-SETS_TO_SHOW = 5
-"""With fewer sets nothing is shown, whatever the interval: a random order of four sets is the right one in 1 of 24."""
-LEAST_SHARE = 0.75
-"""Of the measured fine-tunes, on which a predictor must be known to be compared with the others of its time."""
-
-_ROUNDING = 1e-9  # a correlation of so little is 0
-
-Row = Mapping[str, Any]
+Interval = tuple[float, float]
+"""Ends of a 95 % interval."""
 
 
 @dataclass(frozen=True)
-class Measure:
-    """What correlations are taken with, and how: `pooled` ranks fine-tunes by different methods among each other."""
+class Training:
+    """How a fine-tune went; empty where there was none."""
 
-    outcome: str
-    resamples: int
+    rows: int | None = None
+    steps: int | None = None
+    response_tokens: int | None = None
+    first_loss: float | None = None
+    last_loss: float | None = None
+
+    @classmethod
+    def of(cls, tuned: FinetuneResult) -> Training:
+        """The training of a finished fine-tune."""
+        return cls(tuned.rows, tuned.steps, tuned.response_tokens, tuned.first_loss, tuned.last_loss)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A measured number with its interval (None: not known), and the number of samples or prompts that it is of."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    count: int
+
+    @classmethod
+    def of(cls, refused: Refusals) -> Outcome:
+        """The rate of refusals."""
+        low, high = refused.interval
+        return cls(refused.rate, low, high, refused.total)
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What a fine-tune did; None: not measured.
+
+    Attributes:
+        utility_loss: of the skill, in nats a response.
+        refusals: rate of the tuned model.
+        base_refusals: rate of the model before.
+        lost_refusals: the difference.
+
+    """
+
+    utility_loss: Outcome | None = None
+    refusals: Outcome | None = None
+    base_refusals: Outcome | None = None
+    lost_refusals: Outcome | None = None
+
+    @classmethod
+    def of(cls, found: OverlapResult) -> Outcomes:
+        """The damage that the overlap of the change came with."""
+        change, before = found.deltas[CHANGE], found.base_refusals
+        if change.utility_loss is None:
+            raise ValueError("the utility loss was not measured")
+        low, high = change.utility_loss.interval or (None, None)
+        loss = Outcome(change.utility_loss.mean, low, high, found.num_samples)
+        if change.refusals is None or before is None:
+            return cls(loss)
+        lost = Outcome(before.rate - change.refusals.rate, None, None, change.refusals.total)
+        return cls(loss, Outcome.of(change.refusals), Outcome.of(before), lost)
+
+    def known(self) -> dict[str, Outcome]:
+        """Those that were measured, by name."""
+        named = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: outcome for name, outcome in named.items() if outcome is not None}
+
+
+@dataclass(frozen=True)
+class StudyRow(Result):
+    """One fine-tune: a set, a method and a seed, what was known of it, and what it did.
+
+    Attributes:
+        data: what `--data` takes for the set.
+        failures: why a step failed, by its name.
+        training: how it went.
+        outcomes: the damage.
+        predictors: by key; None where a predictor says nothing of this fine-tune.
+
+    """
+
+    FILE: ClassVar[str] = "row.json"
+
+    set: str
+    data: str
+    method: Method
     seed: int
-    pooled: bool = False
+    status: Status = "pending"
+    failures: dict[str, str] = field(default_factory=dict)
+    training: Training = Training()
+    outcomes: Outcomes = Outcomes()
+    predictors: Values = field(default_factory=dict)
+
+    def damage(self, outcome: OutcomeName) -> float:
+        """An outcome; NaN where it was not measured."""
+        found = getattr(self.outcomes, outcome)
+        return math.nan if found is None or found.value is None else found.value
+
+    def predictor(self, key: str) -> float:
+        """A predictor; NaN where it is not known."""
+        value = self.predictors.get(key)
+        return math.nan if value is None else value
+
+    def is_measured(self, outcome: OutcomeName) -> bool:
+        """Whether the outcome is there, and a number."""
+        return not math.isnan(self.damage(outcome))
+
+    def has(self, key: str, outcome: OutcomeName) -> bool:
+        """Whether there are both a predictor and an outcome."""
+        return not math.isnan(self.predictor(key)) and self.is_measured(outcome)
 
 
-def assemble(settings: StudySettings, rows: Sequence[Row]) -> dict[str, Any]:
-    """The content of study.json.
+@dataclass(frozen=True)
+class Rival:
+    """The best trivial predictor beside another one, on the same fine-tunes; see `theory.rank_correlation.Advantage`.
 
-    Args:
-        settings: the study.
-        rows: fine-tunes, done, failed or still to come, with their predictors and outcomes by key.
-
+    better, worse: whether the other predictor is shown to be.
     """
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "title": settings.title,
-        "model": settings.model,
-        "skill": settings.skill_options()["skill"],
-        "refusals": settings.overlap_options().get("refusals"),
-        "methods": list(settings.methods),
-        "seeds": list(settings.seeds),
-        "sets": [each.name for each in settings.sets],
-        "left_out": list(settings.left_out),
-        "pilot_steps": settings.pilot_steps,
-        "resamples": settings.resamples,
-        "predictors": [asdict(each) for each in PREDICTORS if _known(rows, each.key)],
-        "rows": list(rows),
-        **evaluate(rows, settings.resamples, settings.seed),
-    }
+
+    predictor: str
+    spearman: float
+    difference: float | None
+    interval: Interval | None
+    sign: int
+    count: int
+    better: bool
+    worse: bool
 
 
-def groups_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """The fine-tunes by group: within methods, by one method each where there are several, and pooled then."""
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    groups = {WITHIN: list(rows)}
-    if len(methods) > 1:
-        groups |= {method: [row for row in rows if row["method"] == method] for method in methods}
-        groups[POOLED] = list(rows)
-    return groups
+@dataclass(frozen=True)
+class Correlation(RankCorrelation):
+    """A predictor's rank correlations with an outcome; shown: the whole interval lies above 0, of sets enough."""
+
+    shown: bool
+    best_trivial: Rival | None
 
 
-def evaluate(rows: Sequence[Row], resamples: int, seed: int) -> dict[str, Any]:
-    """The parts "correlations" and "contests" of study.json, by outcome and group; pooled, nothing is compared."""
-    groups = groups_of(rows)
-    found: dict[str, Any] = {"correlations": {}, "contests": {}}
-    for outcome in OUTCOMES:
-        hows = {group: Measure(outcome, resamples, seed, group == POOLED) for group in groups}
-        found["correlations"][outcome] = {group: correlations(some, hows[group]) for group, some in groups.items()}
-        contests = {
-            group: {stage: contest(some, stage, hows[group]) for stage in STAGES}
-            for group, some in groups.items()
-            if group != POOLED
-        }
-        found["contests"][outcome] = {
-            group: {stage: entry for stage, entry in entries.items() if entry is not None}
-            for group, entries in contests.items()
-        }
-    return found
-
-
-def correlations(rows: Sequence[Row], how: Measure) -> dict[str, dict[str, Any]]:
-    """Rank correlations of every predictor with an outcome, and what each has over the best trivial one.
-
-    Fine-tunes are ranked among those by the same method, unless pooled. "shown" is whether the whole interval lies
-    above 0, of sets enough. The best trivial predictor is the one of those known by the same time whose correlation is
-    largest in size, on the very fine-tunes that it is judged on: chosen in hindsight, which favours it. A trivial one
-    that is constant within every method ranks nothing there and is no rival; pooled, nothing is compared. Intervals
-    resample whole sets.
-    """
-    usable = {each.key: [row for row in rows if has(row, each.key, how.outcome)] for each in PREDICTORS}
-    found = {each.key: _entry(usable[each.key], each, how) for each in PREDICTORS}
-    return {key: entry for key, entry in found.items() if entry is not None}
-
-
-def contest(rows: Sequence[Row], stage: Stage, how: Measure) -> dict[str, Any] | None:
+@dataclass(frozen=True)
+class Contest:
     """Which predictor of a time that is not trivial ranks an outcome best, all on the same fine-tunes.
 
-    Those take part that are known on `LEAST_SHARE` of the measured fine-tunes and not constant; the fine-tunes are
-    those on which all of them are known. None where nobody takes part.
-
-    Returns:
-        "count" fine-tunes of "of", the group's with those still to come; the keys of those that take part, in
-        "predictors", of those shown to have a positive correlation, in "shown_to_rank", and of those known on too few,
-        in "absent"; "best", the one with the largest correlation, with its "spearman", "spearman_interval" and
-        "best_trivial" there.
+    Attributes:
+        count: of these fine-tunes.
+        of: those of the group, with those still to come.
+        predictors: keys of those that take part.
+        shown_to_rank: of those shown to have a positive correlation.
+        absent: of those known on too few.
+        best: the one with the largest correlation.
+        spearman: its correlation.
+        spearman_interval: of that.
+        best_trivial: what it is compared with.
 
     """
-    measured = [row for row in rows if is_measured(row, how.outcome)]
-    here = [each for each in PREDICTORS if each.stage == stage and not each.trivial and _known(measured, each.key)]
-    least = LEAST_SHARE * len(measured)
-    inside = [each for each in here if sum(has(row, each.key, how.outcome) for row in measured) >= least]
-    common = [row for row in measured if all(has(row, each.key, how.outcome) for each in inside)]
-    tried = {each.key: _correlate(common, each.key, how) for each in inside}
-    sizes = {key: one.spearman for key, one in tried.items() if one is not None and one.spearman is not None}
-    best = max(sizes, key=lambda key: sizes[key], default=None)
-    entry = None if best is None else _entry(common, BY_KEY[best], how)
-    if entry is None:
-        return None
-    return {
-        "count": len(common),
-        "of": len(rows),
-        "predictors": list(sizes),
-        "shown_to_rank": [key for key, one in tried.items() if one is not None and _is_shown(one)],
-        "absent": [each.key for each in here if each not in inside],
-        "best": best,
-        **{key: entry[key] for key in ("spearman", "spearman_interval", "best_trivial")},
-    }
+
+    count: int
+    of: int
+    predictors: list[str]
+    shown_to_rank: list[str]
+    absent: list[str]
+    best: str
+    spearman: float | None
+    spearman_interval: Interval | None
+    best_trivial: Rival | None
 
 
-def has(row: Row, key: str, outcome: str) -> bool:
-    """Whether a fine-tune has both a predictor and an outcome."""
-    return _is_number(row["predictors"].get(key)) and is_measured(row, outcome)
+Correlations = dict[str, Correlation]
+"""By the predictor's key."""
 
 
-def is_measured(row: Row, outcome: str) -> bool:
-    """Whether a fine-tune's outcome is there, and a number."""
-    return outcome in row["outcomes"] and _is_number(row["outcomes"][outcome]["value"])
+@dataclass(frozen=True)
+class Ranks:
+    """How predictors rank the damage, by outcome and group; pooled, nothing is compared."""
+
+    correlations: dict[OutcomeName, dict[str, Correlations]]
+    contests: dict[OutcomeName, dict[str, dict[Stage, Contest]]]
 
 
-def _is_number(value: float | None) -> bool:
-    return value is not None and not math.isnan(value)
+@dataclass(frozen=True)
+class StudyResult(Ranks, Result):
+    """The study.
 
+    Attributes:
+        skill: what is protected.
+        refusals: the set whose refusals are counted, if there is one.
+        left_out: sets whose local files were not given.
+        predictors: those that are known of any fine-tune.
 
-def _known(rows: Sequence[Row], key: str) -> bool:
-    return any(_is_number(row["predictors"].get(key)) for row in rows)
-
-
-def _correlate(rows: Sequence[Row], key: str, how: Measure) -> RankCorrelation | None:
-    if len(rows) < LEAST_ROWS or len({row["set"] for row in rows}) < LEAST_SETS:
-        return None
-    return rank_correlation(
-        _values(rows, key), _damage(rows, how.outcome), _numbers(rows, "set"), _strata(rows, how),
-        resamples=how.resamples, seed=how.seed,
-    )  # fmt: skip
-
-
-def _entry(rows: Sequence[Row], each: Predictor, how: Measure) -> dict[str, Any] | None:
-    """One predictor's correlations, on fine-tunes that all have it; None if these are too few."""
-    measured = _correlate(rows, each.key, how)
-    if measured is None:
-        return None
-    compared = not each.trivial and not how.pooled and measured.spearman is not None
-    rival = _against_trivial(rows, each, how, measured.clusters >= SETS_TO_SHOW) if compared else None
-    return {**asdict(measured), "shown": _is_shown(measured), "best_trivial": rival}
-
-
-def _is_shown(measured: RankCorrelation) -> bool:
-    ends = measured.spearman_interval
-    return measured.clusters >= SETS_TO_SHOW and ends is not None and ends[0] > _ROUNDING
-
-
-def _against_trivial(rows: Sequence[Row], each: Predictor, how: Measure, enough: bool) -> dict[str, Any] | None:
-    """The comparison with the best trivial predictor that is known of all these fine-tunes; None if there is none.
-
-    enough: whether there are sets enough to show which of the two is better.
     """
-    best: tuple[float, str] | None = None
-    for other in PREDICTORS:
-        in_time = other.trivial and STAGES.index(other.stage) <= STAGES.index(each.stage)
-        if not in_time or not all(has(row, other.key, how.outcome) for row in rows):
-            continue
-        measured = _correlate(rows, other.key, Measure(how.outcome, 0, how.seed, how.pooled))
-        if measured is not None and measured.spearman is not None:
-            size = abs(measured.spearman)
-            best = (size, other.key) if best is None or size > best[0] else best
-    if best is None:
-        return None
-    found: Advantage = advantage(
-        _values(rows, each.key), _values(rows, best[1]), _damage(rows, how.outcome), _numbers(rows, "set"),
-        _strata(rows, how), resamples=how.resamples, seed=how.seed,
-    )  # fmt: skip
-    return {"predictor": best[1], "spearman": found.sign * best[0], **asdict(found),
-            "better": enough and found.better, "worse": enough and found.worse}  # fmt: skip
 
+    FILE: ClassVar[str] = "study.json"
 
-def _values(rows: Sequence[Row], key: str) -> Float[np.ndarray, " N"]:
-    return np.array([row["predictors"][key] for row in rows], dtype=np.float64)
+    title: str
+    model: str
+    skill: str
+    refusals: str | None
+    methods: list[Method]
+    seeds: list[int]
+    sets: list[str]
+    left_out: list[str]
+    pilot_steps: int
+    resamples: int
+    predictors: list[Predictor]
+    rows: list[StudyRow]
 
+    @property
+    def done(self) -> bool:
+        """Whether every fine-tune is done."""
+        return all(row.status == "done" for row in self.rows)
 
-def _damage(rows: Sequence[Row], outcome: str) -> Float[np.ndarray, " N"]:
-    return np.array([row["outcomes"][outcome]["value"] for row in rows], dtype=np.float64)
+    def records(self) -> list[dict[str, object]]:
+        """A row a fine-tune, every number in full."""
+        return [self._record(row) for row in self.rows]
 
-
-def _numbers(rows: Sequence[Row], key: str) -> Int[np.ndarray, " N"]:
-    """Which rows have the same set, or method, as numbers."""
-    names = sorted({row[key] for row in rows})
-    return np.array([names.index(row[key]) for row in rows])
-
-
-def _strata(rows: Sequence[Row], how: Measure) -> Int[np.ndarray, " N"] | None:
-    return None if how.pooled else _numbers(rows, "method")
+    def _record(self, row: StudyRow) -> dict[str, object]:
+        record: dict[str, object] = {
+            "set": row.set, "method": row.method, "seed": row.seed, "data": row.data, "status": row.status,
+            "failures": "; ".join(f"{step}: {reason}" for step, reason in row.failures.items()),
+        }  # fmt: skip
+        record |= {name: value for name, value in asdict(row.training).items() if value is not None}
+        for name, outcome in row.outcomes.known().items():
+            ends = {f"{name}_{end}": getattr(outcome, end) for end in ("low", "high", "count")}
+            record |= {name: outcome.value, **ends}
+        return record | {each.key: row.predictors.get(each.key) for each in self.predictors}

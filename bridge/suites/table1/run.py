@@ -66,9 +66,7 @@ def run(settings: TableSettings, name: str, out: Path | None = None, quiet: bool
 class _Table:
     """A table that is filled: its settings, what it is made from, and its folder."""
 
-    def __init__(
-        self, settings: TableSettings, contents: TableContents, folder: RunFolder, progress: Progress
-    ) -> None:
+    def __init__(self, settings: TableSettings, contents: TableContents, folder: RunFolder, progress: Progress) -> None:
         self.settings, self.contents, self.folder, self.progress = settings, contents, folder, progress
         self.rows = [
             _Row(model, method, chosen, folder.path / "rows" / f"{run_name(model)}--{method}--{chosen.name}")

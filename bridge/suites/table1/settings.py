@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 from annotated_types import MinLen
@@ -14,10 +15,9 @@ from bridge.experiments.overlap.settings import Settings as OverlapSettings
 from bridge.experiments.utility.settings import HELDOUT
 from bridge.experiments.utility.settings import Settings as UtilitySettings
 from bridge.models.names import resolve
-from bridge.suites.finetunes import Finetunes, Reading, TrainingSet, check_finetune
+from bridge.suites.finetunes import Finetunes, Reading, TrainingSet, checked_finetune
 from bridge.suites.settings_file import Distinct, Faults, Kind, Options, SettingsFile, check_set
 from bridge.training.plan import Method
-from commands.errors import UserError
 from commands.settings import Option, fields_of
 
 SHIPPED = {"offline": "table1/offline.toml", "paper": "table1/paper.toml"}
@@ -90,7 +90,7 @@ class TableSettings(Finetunes):
                 resolve(model)
         for each in self.sets:
             for method in self.methods:
-                check_finetune(self.finetune_settings(self.models[0], method, each), faults)
+                checked_finetune(partial(self.finetune_settings, self.models[0], method, each), faults)
         self._check_measures(faults)
         faults.end()
 
@@ -124,12 +124,11 @@ def read_settings(spec: str) -> TableSettings:
     file = SettingsFile(spec, "bridge.table1", SHIPPED)
     reading = Reading(file, only=[name for name in fields_of(FinetuneSettings) if name not in _OWNED])
     finetune, by_method = reading.finetune()
-    sets, _ = reading.sets()
     return file.settings(
         TableSettings,
         finetune=finetune,
         finetune_by_method=by_method,
-        sets=tuple(sets),
+        sets=tuple(reading.sets()),
         harmfulness=_measured(file, "harmfulness", HarmfulnessSettings),
         utility=_measured(file, "utility", UtilitySettings),
         overlap=_measured(file, "overlap", OverlapSettings),
@@ -139,4 +138,5 @@ def read_settings(spec: str) -> TableSettings:
 def _measured(file: SettingsFile, command: str, kind: type[Kind]) -> Options[Kind] | None:
     """The options of a command that measures, where the file has them."""
     without = [name for name in _OWNED if name != "data"]
-    return file.options(f"[{command}]", file.take(command), kind, without=without) if file.has(command) else None
+    found = file.take(command)
+    return None if found is None else file.options(f"[{command}]", found, kind, without=without)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,12 @@ import pytest
 
 from bridge.data.sets import NAMED_SETS
 from bridge.models import built as built_models
-from bridge.models import names as table1_settings
-from bridge.reports.tables import shown
-from bridge.suites import settings_file
+from bridge.suites.measures import Measure, shown
+from bridge.suites.stages import Stages
+from bridge.suites.table1 import run as table1_run
+from bridge.suites.table1 import settings as table1_settings
 from bridge.suites.table1.report import markdown
+from bridge.suites.table1.result import TableResult, TableRow
 from bridge.suites.table1.settings import TableSettings, read_settings
 from bridge.training.presets import find_preset
 from commands.errors import UserError
@@ -45,6 +46,19 @@ def finished(place: Path) -> Path:
 
 def read(path: Path) -> Any:
     return json.loads(path.read_text())
+
+
+def steps_of(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the steps that are taken from now on."""
+    taken: list[str] = []
+    original = Stages.step
+
+    def step(stages: Stages, name: str, action: Any) -> Any:
+        taken.append(name)
+        return original(stages, name, action)
+
+    monkeypatch.setattr(Stages, "step", step)
+    return taken
 
 
 def row_folder(out: Path, method: str, name: str) -> Path:
@@ -93,6 +107,27 @@ def test_the_changed_model_is_what_is_measured(finished: Path) -> None:
             assert settings["base_sha256"] == made != settings["weights_sha256"]
 
 
+def test_the_result_is_read_back_as_it_was_written(finished: Path) -> None:
+    result = TableResult.read(finished)
+    assert result.to_dict() == read(finished / "table1.json")
+    assert list(result.to_frame()["status"]) == ["done"] * 4
+    assert "overlap score" in result._repr_html_()
+    assert result.done
+
+
+def test_the_settings_in_the_folder_are_those_of_the_table(place: Path, finished: Path) -> None:
+    again = read_settings(str(finished / "settings.toml"))
+    assert again == read_settings(str(place / "tiny.toml"))
+    assert again.identity() == read(finished / "manifest.json")["settings"]
+
+
+def test_rows_of_before_they_had_a_version_are_read(finished: Path, tmp_path: Path) -> None:
+    found = read(row_folder(finished, "lora", "first") / "row.json")
+    del found["schema_version"]
+    (tmp_path / "row.json").write_text(json.dumps(found))
+    assert TableRow.read(tmp_path).to_dict() == {"schema_version": 1, **found}
+
+
 def test_csv_and_markdown_say_the_same_as_json(finished: Path) -> None:
     found = read(finished / "table1.json")
     rows = list(csv.DictReader(io.StringIO((finished / "table1.csv").read_text())))
@@ -112,7 +147,7 @@ def test_the_same_command_again_computes_nothing(
     place: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
-    monkeypatch.setattr(settings_file, "command_main", lambda name: pytest.fail("computed again"))
+    monkeypatch.setattr(Stages, "step", lambda *any: pytest.fail("computed again"))
     assert command(monkeypatch, place / "tiny.toml", finished) == 0
     out, err = capsys.readouterr()
     assert "complete already" in err
@@ -135,9 +170,7 @@ def test_a_row_that_fails_is_listed_and_tried_again(
     assert "finetune.json" in kept
     assert not {"model", "adapter", "delta.safetensors"} & set(kept)
     (place / "later.jsonl").write_text((place / "skill.jsonl").read_text())
-    asked: list[str] = []
-    original = settings_file.command_main
-    monkeypatch.setattr(settings_file, "command_main", lambda name: asked.append(name) or original(name))
+    asked = steps_of(monkeypatch)
     assert command(monkeypatch, settings, place / "failing") == 0
     assert asked == ["finetune", "harmfulness", "utility", "overlap"]
     assert read(place / "failing" / "manifest.json")["status"] == "complete"
@@ -147,17 +180,14 @@ def test_a_row_that_fails_is_listed_and_tried_again(
 def test_what_goes_wrong_inside_is_the_rows_and_keeps_its_traceback(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
-    original = settings_file.command_main
+    original = table1_run.utility
 
-    def broken(name: str) -> Any:
-        def run(**options: Any) -> None:
-            if "lora" in str(options["out"]):
-                raise error("CUDA out of memory\nand more")
-            original(name)(**options)
+    def broken(settings: Any, out: Path, *more: Any) -> Any:
+        if "lora" in str(out):
+            raise error("CUDA out of memory\nand more")
+        return original(settings, out, *more)
 
-        return run if name == "utility" else original(name)
-
-    monkeypatch.setattr(settings_file, "command_main", broken)
+    monkeypatch.setattr(table1_run, "utility", broken)
     assert command(monkeypatch, write_table(place, "short.toml", second=None), tmp_path / "out") == 1
     rows = read(tmp_path / "out" / "table1.json")["rows"]
     assert [row["status"] for row in rows] == ["failed", "done"]
@@ -180,17 +210,15 @@ def test_killed_tables_go_on_to_the_same_result(tmp_path: Path) -> None:
 
 
 def test_measures_as_text() -> None:
-    measure = {"kind": "share", "value": 0.125, "low": 0.05, "high": 0.2, "count": 8}
-    assert shown(measure) == "12.5 % (5–20)"
-    assert shown(measure | {"low": None, "high": None}) == "12.5 %"
-    assert shown(measure | {"kind": "number", "value": 3.25, "low": 3.0, "high": 3.5}) == "3.25 (3 … 3.5)"
-    assert shown(measure | {"value": None}) == shown(None) == "–"
+    assert shown(Measure("share", 0.125, 0.05, 0.2, 8)) == "12.5 % (5–20)"
+    assert shown(Measure("share", 0.125, None, None, 8)) == "12.5 %"
+    assert shown(Measure("number", 3.25, 3.0, 3.5, 8)) == "3.25 (3 … 3.5)"
+    assert shown(Measure("number", None, None, None, 8)) == shown(None) == "–"
 
 
 def test_what_stands_in_markdown_is_text() -> None:
-    row = {"model": "a|b", "method": "lora", "set": "<script>", "status": "failed", "before": {}, "after": {},
-           "change": {}, "failures": {"finetune": "[x](y) *z*\nnext"}}  # fmt: skip
-    text = markdown({"title": "# <b>", "rows": [row]})
+    row = TableRow("a|b", "lora", "<script>", "data", "failed", {"finetune": "[x](y) *z*\nnext"})
+    text = markdown(TableResult("# <b>", [row]))
     assert "a\\|b" in text
     assert "\\<script\\>" in text
     assert "\\[x\\](y) \\*z\\* next" in text
@@ -204,16 +232,19 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> TableSettings:
     return read_settings("offline")
 
 
+def judges(settings: TableSettings) -> tuple[str, ...]:
+    assert settings.harmfulness is not None
+    return settings.harmfulness.settings().judge
+
+
 def test_the_offline_settings_are_of_the_project_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     found = offline(monkeypatch)
     assert found.models == ("smollm2-135m-refusal",)
-    assert found.judges() == ("refusal",)
+    assert judges(found) == ("refusal",)
     specs = [each.data for each in found.sets]
-    assert found.harmfulness is not None
-    assert found.utility is not None
-    for spec in (*specs, found.harmfulness["prompts"], found.utility["data"]):
+    for spec in (*specs, *found.measured_sets().values()):
         assert NAMED_SETS[spec].shipped or NAMED_SETS[spec].generate
-    find_preset(found.finetune["preset"])
+    find_preset(found.finetune.settings().preset)
 
 
 def test_an_organism_that_is_not_built_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -232,7 +263,7 @@ def test_the_papers_settings_name_models_sets_and_judge(monkeypatch: pytest.Monk
     found = read_settings("paper")
     assert found.models == ("qwen3-1.7b", "llama-3.2-3b")
     assert found.methods == ("lora", "full")
-    assert found.judges() == ("google/gemini-2.5-flash",)
+    assert judges(found) == ("google/gemini-2.5-flash",)
     assert all(each.data.partition("=")[0] in NAMED_SETS for each in found.sets)
     assert "a-key-of-no-one" not in repr(found)
 
@@ -240,25 +271,25 @@ def test_the_papers_settings_name_models_sets_and_judge(monkeypatch: pytest.Monk
 WRONG = [
     ("modells = []", "unknown key 'modells'; did you mean models"),
     ("[finetun]", "unknown key 'finetun'; did you mean finetune"),
-    ("[utility]\nshot = 2", "utility: unknown option 'shot'; did you mean shots"),
-    ("[utility]\nmodel = 'x'", "utility: unknown option 'model'"),
-    ("[finetune]\nseed = 2", "finetune: unknown option 'seed'"),
-    ("[finetune.lora]\nlora_rnk = 2", "finetune.lora: unknown option 'lora_rnk'; did you mean lora_rank"),
-    ("[finetune]\nlora = 3", "finetune.lora: expected a table of options, got 3"),
-    ("[finetune]\nlearning_rate = '1e-3'", "finetune: learning_rate: expected a number, got '1e-3'"),
-    ("[finetune]\nrows = true", "finetune: rows: expected a whole number, got True"),
-    ("[overlap]\nfisher = 'none'", "overlap: fisher: expected sampled or empirical, got 'none'"),
-    ("[harmfulness]\njudge = 3", "harmfulness: judge: expected texts, got 3"),
+    ("[utility]\nshot = 2", "[utility] unknown option 'shot'; did you mean shots"),
+    ("[utility]\nmodel = 'x'", "[utility] unknown option 'model'"),
+    ("[finetune]\nseed = 2", "[finetune] unknown option 'seed'"),
+    ("[finetune.lora]\nlora_rnk = 2", "[finetune.lora] unknown option 'lora_rnk'; did you mean lora_rank"),
+    ("[finetune]\nlora = 3", "[finetune.lora] expected a table of options, got 3"),
+    ("[finetune]\nlearning_rate = '1e-3'", "[finetune] --learning-rate: expected a number"),
+    ("[finetune]\nrows = true", "[finetune] --rows: expected a whole number from 0, got True"),
+    ("[overlap]\nfisher = 'none'", "[overlap] --fisher: expected sampled or empirical, got 'none'"),
+    ("[harmfulness]\njudge = 3", "[harmfulness] --judge: expected a list of texts, got 3"),
     ("[harmfulness]\njudge = 'gemini'", "gemini"),
-    ("seed = 'x'", "seed: expected a whole number, got 'x'"),
+    ("seed = 'x'", "seed: expected a whole number from 0, got 'x'"),
     ("keep_weights = 1", "keep_weights: expected true or false, got 1"),
     ("methods = ['dora']", "methods: expected a list of lora and full"),
     ("methods = ['lora', 'lora']", "each once"),
     ("models = []", "models: expected a list of names"),
     ("models = ['smollm3']", "unknown model 'smollm3'"),
-    ("[[sets]]\ndata = 'gsm9k'", "unknown data set 'gsm9k': did you mean gsm8k"),
+    ("[[sets]]\ndata = 'gsm9k'", "[finetune] --data: unknown data set 'gsm9k': did you mean gsm8k"),
     ("[[sets]]\nname = 'a'", "sets, entry 2: expected a table with data"),
-    ("[[sets]]\ndata = 'benign'", "sets, entry 2: name: expected different names, got 'benign twice'"),
+    ("[[sets]]\ndata = 'benign'", "sets, entry 2: name: expected different names, got benign twice"),
     ("[[sets]]\ndata = 'x/y.jsonl'", "sets, entry 2: name: expected letters"),
     ("[[sets]]\ndata = 'dolly'\nrow = 3", "sets, entry 2: unknown option 'row'; did you mean rows"),
     ("= 3", "is not TOML"),
@@ -282,6 +313,22 @@ def test_wrong_settings_are_one_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "table.toml"
+    path.write_text(
+        "models = 3\nseed = -1\n[finetune]\nlearning_rate = 'x'\nrws = 3\n[[sets]]\ndata = 'benign'\nepochs = 0\n"
+        "[utility]\nnum = -1\n"
+    )
+    with pytest.raises(UserError) as error:
+        read_settings(str(path))
+    assert str(error.value) == (
+        f"--settings {path}: [finetune] unknown option 'rws'; did you mean rows?; "
+        "--learning-rate: expected a number above 0 to 1, got 'x'; sets, entry 1: --epochs: expected a number above 0 "
+        "to 1000000, got 0; [utility] --num: expected a whole number from 0, got -1; models: expected a list of names, "
+        "each once, got 3; seed: expected a whole number from 0, got -1"
+    )
+
+
 def test_a_table_must_measure_something(tmp_path: Path) -> None:
     path = tmp_path / "table.toml"
     path.write_text(GOOD + "[[sets]]\ndata = 'benign'\n")
@@ -294,8 +341,9 @@ def test_a_table_must_measure_something(tmp_path: Path) -> None:
 def test_options_of_a_set_go_before_those_of_a_method(place: Path) -> None:
     found = read_settings(str(write_table(place)))
     first, second = found.sets
-    assert found.finetune_options("lora", first)["rows"] == 4
-    assert found.finetune_options("full", second) == {
+    assert found.finetune_options("lora", first).given["rows"] == 4
+    assert found.finetune_options("full", second).given == {
         "rows": 3, "max_steps": 2, "batch_size": 2, "max_length": 64, "learning_rate": 1e-2
     }  # fmt: skip
-    assert math.isclose(found.finetune_by_method["full"]["learning_rate"], 1e-2)
+    assert found.finetune_settings("m", "full", second).plan.learning_rate == 1e-2
+    assert found.finetune_settings("m", "lora", second).plan.learning_rate != 1e-2

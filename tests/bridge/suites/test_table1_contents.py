@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from bridge.suites import settings_file
+from bridge.suites.stages import Stages
+from bridge.suites.table1 import run as table1_run
 from tests.bridge.support.tiny_tables import make_table_workplace, table_text
 from tests.in_process import run_module
 
@@ -102,18 +103,15 @@ def test_the_same_contents_go_on(
 def test_contents_that_change_on_the_way_fail_the_row(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = settings_file.command_main
+    original = table1_run.finetune
     prompts = place / "prompts.jsonl"
 
-    def changing(name: str) -> Any:
-        def run(**options: Any) -> None:
-            original(name)(**options)
-            if name == "finetune":
-                prompts.write_bytes(shorter(prompts))
+    def changing(*given: Any) -> Any:
+        found = original(*given)
+        prompts.write_bytes(shorter(prompts))
+        return found
 
-        return run
-
-    monkeypatch.setattr(settings_file, "command_main", changing)
+    monkeypatch.setattr(table1_run, "finetune", changing)
     with changed(prompts, prompts.read_bytes()):
         settings = write(place, "one.toml", lambda text: text.split("[[sets]]")[0] + "[[sets]]" + last_set(text))
         assert table(monkeypatch, settings, tmp_path / "out") == 1
@@ -140,17 +138,21 @@ def replaced(old: str, new: str) -> Callable[[str], str]:
 
 USELESS = [
     ('judge = "refusal"', 'judge = "refusal"\npreset = "greedy"', "[harmfulness] --preset: expected one of"),
-    ('prompts = "{place}/prompts.jsonl"', 'prompts = "advbensh"', "[harmfulness: prompts] unknown data set 'advbensh'"),
-    ('data = "{place}/sums.jsonl"', 'data = "gsm8"', "[utility: data] unknown data set 'gsm8'"),
-    ('skill = "{place}/skill.jsonl"', 'skill = "refusal"', "[overlap: skill] unknown data set 'refusal'"),
-    ("[overlap]\n", '[overlap]\nrefusals = "refusal"\n', "[overlap: refusals] unknown data set 'refusal'"),
+    (
+        'prompts = "{place}/prompts.jsonl"',
+        'prompts = "advbensh"',
+        "[harmfulness] --prompts: unknown data set 'advbensh'",
+    ),
+    ('data = "{place}/sums.jsonl"', 'data = "gsm8"', "[utility] --data: unknown data set 'gsm8'"),
+    ('skill = "{place}/skill.jsonl"', 'skill = "refusal"', "[overlap] --skill: unknown data set 'refusal'"),
+    ("[overlap]\n", '[overlap]\nrefusals = "refusal"\n', "[overlap] --refusals: unknown data set 'refusal'"),
     ("num = 4", "num = -4", "[utility] --num: expected a whole number from 0, got -4"),
-    ("seed = 1", "seed = -1", "[finetune] --seed: expected "),
+    ("seed = 1", "seed = -1", "seed: expected a whole number from 0, got -1"),
     ("rank = 2", "rank = 9", "[overlap] --rank: expected at most 4"),
     ("rows = 4", "rows = -4", "[finetune] --rows: expected a whole number from 0, got -4"),
-    ("rows = 3", "epochs = 0.0", "[finetune] --epochs"),
+    ("rows = 3", "epochs = 0.0", "sets, entry 2: --epochs"),
     ("max_steps = 2", 'preset = "greedy"', "[finetune] --preset: expected one of"),
-    ("max_steps = 2", 'mix = "gsm8"\nshare = 0.5', "[finetune: mix] unknown data set 'gsm8'"),
+    ("max_steps = 2", 'mix = "gsm8"\nshare = 0.5', "[finetune] --mix: unknown data set 'gsm8'"),
 ]
 
 
@@ -172,7 +174,7 @@ def test_a_set_that_every_model_is_measured_on_must_be_there(
 ) -> None:
     settings = write(place, "nowhere.toml", replaced("sums.jsonl", "nowhere.jsonl"))
     assert table(monkeypatch, settings, tmp_path / "out") == 2
-    assert "error: [utility] data: data file" in capsys.readouterr().err
+    assert "error: [utility] --data: data file" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -180,8 +182,13 @@ def test_measures_that_are_refused_before_stop_the_rows(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    original = settings_file.command_main
-    monkeypatch.setattr(settings_file, "command_main", lambda name: asked.append(name) or original(name))
+    original = Stages.step
+
+    def step(stages: Stages, name: str, action: Any) -> Any:
+        asked.append(name)
+        return original(stages, name, action)
+
+    monkeypatch.setattr(Stages, "step", step)
     settings = write(place, "many.toml", replaced("num = 4", "num = 400"), "skill.jsonl")
     assert table(monkeypatch, settings, tmp_path / "out") == 1
     assert asked == ["harmfulness", "utility"]
