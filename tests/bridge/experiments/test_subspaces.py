@@ -110,8 +110,8 @@ def dense(place: Path) -> dict[str, dict[str, np.ndarray]]:
 
 
 def test_the_folders_hold_what_they_should(energy: Path, mso: Path) -> None:
-    assert {path.name for path in energy.iterdir()} == {"manifest.json", *ENERGY}
-    assert {path.name for path in mso.iterdir()} == {"manifest.json", *MSO}
+    assert {path.name for path in energy.iterdir()} == {"manifest.json", "settings.toml", *ENERGY}
+    assert {path.name for path in mso.iterdir()} == {"manifest.json", "settings.toml", *MSO}
     for folder in (energy, mso):
         assert read(folder / "manifest.json")["status"] == "complete"
         assert (folder / "report.html").read_text().count("data:image/png;base64,") == 2
@@ -301,7 +301,7 @@ def test_a_projected_run_is_a_change_that_other_commands_take(
         runs[scheme] = tmp_path / scheme
     if task != "adapter":
         names = {str(p.relative_to(runs["parallel"])) for p in runs["parallel"].rglob("*") if p.is_file()}
-        assert names == {"manifest.json", *PROJECT}
+        assert names == {"manifest.json", "settings.toml", *PROJECT}
     loaded = load_model(str(place / "aligned"), device="cpu")
     whole = open_delta(place / task, loaded)
     parts = {scheme: open_delta(run, loaded) for scheme, run in runs.items()}

@@ -15,7 +15,7 @@ from bridge.models.load import load_model
 from tests.bridge.support.tiny_deltas import adapted, jolted, save_adapter
 from tests.bridge.support.tiny_runs import save_chat_model
 
-REPORT = ("report.html", "settings.toml")
+REPORT = ("report.html",)
 ENERGY = ("energy.json", "energy.npz", "energy.png", "layers.png", *REPORT)
 MSO = ("mso.json", "mso.npz", "mso.png", "layers.png", *REPORT)
 MODEL = ("chat_template.jinja", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
