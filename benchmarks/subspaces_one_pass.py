@@ -89,7 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--alignment", required=True)
     parser.add_argument("--task", required=True, action="append")
-    parser.add_argument("--fractions", default=FRACTIONS)
+    parser.add_argument("--fractions", default=",".join(map(str, FRACTIONS)))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float64")
     parser.add_argument("--timed-fractions", type=int, default=2, help="fractions that the slow route is timed on")

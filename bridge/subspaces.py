@@ -50,7 +50,6 @@ def mso(settings: MsoSettings, out: Out = None) -> None:
     run(settings, out)
 
 
-app = app_of({"energy": energy, "project": project, "mso": mso}, "bridge.subspaces", __doc__)
-
 if __name__ == "__main__":
-    run_command(command_of(app), MEMORY_ADVICE)
+    parts = app_of({"energy": energy, "project": project, "mso": mso}, "bridge.subspaces", __doc__)
+    run_command(command_of(parts), MEMORY_ADVICE)

@@ -10,15 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from bridge.deltas.choices import BasisChoice, Side
 from bridge.deltas.factors import Factors
 from bridge.deltas.tensor_files import Entry, TensorFiles, write_tensors
 from bridge.deltas.weight_delta import WeightDelta, fingerprint
@@ -26,24 +26,8 @@ from commands.errors import UserError
 from commands.progress import Progress
 from theory.subspaces import rank_of_fraction
 
-Side = Literal["left", "right"]
-Kind = Literal["top-k", "random-k", "random"]
-Scheme = Literal["parallel", "orthogonal"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-SIDES: tuple[Side, ...] = get_args(Side)
-SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
-
 _CONTENT = "singular vectors"
 _VALUES = ":singular_values"
-
-
-@dataclass(frozen=True)
-class BasisChoice:
-    """Which basis: its kind, its side (left: of dimension M, the paper's; right: N), and the seed of its draws."""
-
-    kind: Kind
-    side: Side = "left"
-    seed: int = 0
 
 
 def rank_of(fraction: float, rows: int, columns: int) -> int:
@@ -266,6 +250,22 @@ class SingularVectors:
         return self._files.read(name)[:, : self.rank(name)]
 
 
+def singular_vectors(
+    delta: WeightDelta,
+    path: Path,
+    *,
+    side: Side = "left",
+    dtype: torch.dtype = torch.float64,
+    device: str = "cpu",
+    names: Iterable[str] | None = None,
+    progress: Progress | None = None,
+) -> SingularVectors:
+    """Those of `write_singular_vectors`, unless the file is there already: a killed run goes on with it."""
+    if path.exists():
+        return SingularVectors(path)
+    return write_singular_vectors(delta, path, side=side, dtype=dtype, device=device, names=names, progress=progress)
+
+
 def write_singular_vectors(
     delta: WeightDelta,
     path: Path,
@@ -291,12 +291,12 @@ def write_singular_vectors(
         UserError: the change is not finite, or zero in every matrix.
 
     """
-    chosen = [name for name in matrix_names(delta) if names is None or name in set(names)]
+    wanted = None if names is None else frozenset(names)
+    chosen = [name for name in matrix_names(delta) if wanted is None or name in wanted]
     sha256 = fingerprint(delta)
     moved = [name for name in chosen if update_of(delta, name, side) is not None]
     if not moved:
         raise UserError(f"{delta.label}: expected a change of at least one matrix, got one that moves none")
-    values: dict[str, Tensor] = {}
     metadata = {
         "content": _CONTENT,
         "side": side,
@@ -305,29 +305,45 @@ def write_singular_vectors(
         "shapes": json.dumps({name: list(delta.shape(name)) for name in chosen}),
     }
     with (progress or Progress(quiet=True)).stage("singular vectors", len(moved)) as tick:
-
-        def decompose(name: str) -> Tensor:
-            update = update_of(delta, name, side)
-            if update is None:
-                return torch.empty(_vector_shape(delta, name, side)[0], 0, dtype=dtype)
-            vectors, scaled = thin_svd(update, dtype, device)
-            values[name] = torch.ldexp(scaled, torch.tensor(update.exponent))
-            tick()
-            return vectors
-
-        entries = []
-        for name in chosen:
-            shape = _vector_shape(delta, name, side) if name in moved else (_vector_shape(delta, name, side)[0], 0)
-            entries.append(Entry(name, shape, dtype, partial(decompose, name)))
-            take = partial(values.pop, name, torch.empty(0, dtype=torch.float64))
-            entries.append(Entry(name + _VALUES, shape[1:], torch.float64, take))
+        decomposed = _Decomposed(delta, side, dtype, device, tick)
+        entries = [entry for name in chosen for entry in decomposed.entries(name, name in moved)]
         write_tensors(path, entries, metadata)
     return SingularVectors(path)
 
 
-def _vector_shape(delta: WeightDelta, name: str, side: Side) -> tuple[int, int]:
-    """Shape of the singular vectors of a matrix that moved, known before they are."""
-    rows, columns = delta.shape(name)
-    factors = delta.factors(name)
-    count = min(rows, columns) if factors is None else min(rows, columns, factors.left.shape[1])
-    return rows if side == "left" else columns, count
+@dataclass
+class _Decomposed:
+    """Matrices of a change, each decomposed when its vectors are written; its values wait for their turn."""
+
+    delta: WeightDelta
+    side: Side
+    dtype: torch.dtype
+    device: str
+    tick: Callable[[], None]
+    values: dict[str, Tensor] = field(default_factory=dict)
+
+    def entries(self, name: str, moved: bool) -> tuple[Entry, Entry]:
+        """Vectors and values of a matrix in the file, in this order."""
+        dimension, count = self._shape(name)
+        shape = (dimension, count if moved else 0)
+        values = Entry(name + _VALUES, shape[1:], torch.float64, partial(self._values, name))
+        return Entry(name, shape, self.dtype, partial(self._vectors, name)), values
+
+    def _shape(self, name: str) -> tuple[int, int]:
+        """Shape of the vectors of a matrix that moved, known before they are."""
+        rows, columns = self.delta.shape(name)
+        factors = self.delta.factors(name)
+        count = min(rows, columns) if factors is None else min(rows, columns, factors.left.shape[1])
+        return rows if self.side == "left" else columns, count
+
+    def _vectors(self, name: str) -> Tensor:
+        update = update_of(self.delta, name, self.side)
+        if update is None:
+            return torch.empty(self._shape(name)[0], 0, dtype=self.dtype)
+        vectors, scaled = thin_svd(update, self.dtype, self.device)
+        self.values[name] = torch.ldexp(scaled, torch.tensor(update.exponent))
+        self.tick()
+        return vectors
+
+    def _values(self, name: str) -> Tensor:
+        return self.values.pop(name, torch.empty(0, dtype=torch.float64))

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from bridge.deltas.bases import BasisChoice, Scheme, SingularVectors, basis, matrix_names, rank_of
+from bridge.deltas.bases import SingularVectors, basis, matrix_names, rank_of
+from bridge.deltas.choices import BasisChoice, ProjectionCounts, Scheme, Vectors
 from bridge.deltas.factors import Factors
 from bridge.deltas.lora import CONFIG_FILE, WEIGHTS_FILE, LoraDelta
 from bridge.deltas.tensor_files import Entry, write_tensors
@@ -25,7 +26,6 @@ from bridge.deltas.weight_delta import DELTA_CONTENT, FullDelta, WeightDelta
 from commands.errors import UserError
 from commands.store import write_json
 
-Vectors = Literal["keep", "drop"]
 _FULL, _ADAPTER = "delta.safetensors", "adapter"  # as a fine-tune's run folder calls them
 
 
@@ -38,8 +38,7 @@ class ProjectedDelta(WeightDelta):
     has fewer directions than the rank asked for, Top-K and Random-K take all that there are. `counts` says how often.
 
     Attributes:
-        counts: matrices "projected", of these "short" (fewer directions than asked for); matrices "without_directions";
-            parameters "kept" whole and "dropped".
+        counts: what becomes of the parameters.
 
     """
 
@@ -86,13 +85,13 @@ class ProjectedDelta(WeightDelta):
         left_out = set(task.names) - chosen if vectors == "drop" else set()
         gone = left_out | (without if scheme == "parallel" else set())
         self.names = tuple(name for name in task.names if name not in gone)
-        self.counts = {
-            "projected": len(self._projected),
-            "short": sum(directions[name] < self._wanted(name) for name in self._projected),
-            "without_directions": len(without),
-            "kept": len(set(task.names) - chosen) - len(left_out),
-            "dropped": len(left_out),
-        }
+        self.counts = ProjectionCounts(
+            projected=len(self._projected),
+            short=sum(directions[name] < self._wanted(name) for name in self._projected),
+            without_directions=len(without),
+            kept=len(set(task.names) - chosen) - len(left_out),
+            dropped=len(left_out),
+        )
 
     def _directions(self, chosen: Collection[str]) -> dict[str, int]:
         """How many directions the basis has in each matrix."""
@@ -159,7 +158,7 @@ class ProjectedDelta(WeightDelta):
         return (inside if self.scheme == "parallel" else moved - inside).cpu()
 
 
-def write_projected(folder: Path, delta: ProjectedDelta, base_sha256: str, about: dict[str, Any]) -> WeightDelta:
+def write_projected(folder: Path, delta: ProjectedDelta, base_sha256: str, about: Mapping[str, object]) -> WeightDelta:
     """Write a projected change into a run folder as fine-tuning does; returns what was written.
 
     A full change becomes delta.safetensors in float32, LoRA an adapter's folder in peft's format with the rank and the
@@ -181,36 +180,34 @@ def write_projected(folder: Path, delta: ProjectedDelta, base_sha256: str, about
     return FullDelta(folder / _FULL)
 
 
-def _write_adapter(place: Path, delta: ProjectedDelta, task: LoraDelta) -> None:
+def _write_adapter(folder: Path, delta: ProjectedDelta, task: LoraDelta) -> None:
     """peft's format: B and A without the scale alpha / r, which stays in the configuration."""
-    building = place.with_name(f".{place.name}.partial")
+    building = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(building, ignore_errors=True)  # a killed run's
-    entries = []
-    for name in task.names:
-        module = name.removesuffix(".weight")
-        for factor in ("A", "B"):
-            found = _stored(delta, task, name)[factor]
-            key = f"base_model.model.{module}.lora_{factor}.weight"
-            make = partial(_stored_factor, delta, task, name, factor)
-            entries.append(Entry(key, tuple(found.shape), torch.float32, make))
+    entries = [_stored_entry(delta, task, name, factor) for name in task.names for factor in _FACTORS]
     write_tensors(building / WEIGHTS_FILE, entries, {"format": "pt"})
     write_json(building / CONFIG_FILE, task.config)
-    if place.exists():
-        shutil.rmtree(place)
-    building.rename(place)
+    if folder.exists():
+        shutil.rmtree(folder)
+    building.rename(folder)
 
 
-def _stored_factor(delta: ProjectedDelta, task: LoraDelta, name: str, factor: str) -> Tensor:
-    return _stored(delta, task, name)[factor].float()
+_Factor = Literal["A", "B"]
+_FACTORS: tuple[_Factor, ...] = ("A", "B")
 
 
-def _stored(delta: ProjectedDelta, task: LoraDelta, name: str) -> dict[str, Tensor]:
-    """B and A of a weight as peft stores them, in float64; B is zero where nothing is left of the change."""
+def _stored_entry(delta: ProjectedDelta, task: LoraDelta, name: str, factor: _Factor) -> Entry:
+    key = f"base_model.model.{name.removesuffix('.weight')}.lora_{factor}.weight"
+    shape = tuple(_stored(delta, task, name, factor).shape)
+    return Entry(key, shape, torch.float32, lambda: _stored(delta, task, name, factor).float())
+
+
+def _stored(delta: ProjectedDelta, task: LoraDelta, name: str, factor: _Factor) -> Tensor:
+    """B or A of a weight as peft stores it, in float64; B is zero where nothing is left of the change."""
     module = name.removesuffix(".weight")
-    found = delta.factors(name)
-    left = 1.0 if found is not None else 0.0
-    found = found or task.factors(name)
-    if found is None:
+    left = delta.factors(name)
+    product = left or task.factors(name)
+    if product is None:
         raise KeyError(name)
-    a, b = (found.left.T, found.right.T) if task.stored_transposed(module) else (found.right, found.left)
-    return {"A": a, "B": b * (left / task.scale(module))}
+    a, b = (product.left.T, product.right.T) if task.stored_transposed(module) else (product.right, product.left)
+    return a if factor == "A" else b * ((0.0 if left is None else 1.0) / task.scale(module))

@@ -11,37 +11,44 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bridge.deltas.bases import seeded, thin_svd, update_of
+from bridge.deltas.bases import Update, seeded, thin_svd, update_of
+from bridge.deltas.choices import Side
 from bridge.deltas.weight_delta import WeightDelta
+from bridge.experiments.session import Lent
 from bridge.experiments.subspaces import report
-from bridge.experiments.subspaces.matrices import Opened, open_folder, open_matrices, write_results
-from bridge.experiments.subspaces.result import ComparedUpdate, GroupOverlap, MsoResult, PairOverlap, Permuted
-from bridge.experiments.subspaces.settings import ALIGNMENT, MsoSettings, Side
-from bridge.experiments.subspaces.updates import DTYPES, Updates, cosine_of, described, require_common
+from bridge.experiments.subspaces.result import ComparedUpdate, MsoResult, Overlap, PairOverlap, Permuted
+from bridge.experiments.subspaces.session import UpdatesSession
+from bridge.experiments.subspaces.settings import ALIGNMENT, MsoSettings
+from bridge.experiments.subspaces.updates import Updates, cosine_of, require_common, source_of
 from bridge.models.blocks import group_by_block
 from commands.progress import Progress
 from commands.runs import Arrays, arrays_of, result_of
-from commands.store import Part, RunFolder
+from commands.store import Folder, Part
 from theory.subspaces import ROUNDING, chance_overlap, overlaps_at, permutation_p_value, ranks_by_energy
 
 COMMAND = "bridge.subspaces mso"
-_ROUNDING = {"float64": ROUNDING, "float32": 1e-5}  # of an overlap, relative, by the dtype of the decompositions
+_ROUNDING = {torch.float64: ROUNDING, torch.float32: 1e-5}  # of an overlap, relative, by the decompositions' dtype
 
 
-def run(settings: MsoSettings, out: Path | None = None, quiet: bool = False) -> MsoResult:
+def run(settings: MsoSettings, out: Path | None = None, quiet: bool = False, lent: Lent | None = None) -> MsoResult:
     """Measure, write the run folder, print the closing table.
+
+    Args:
+        settings: the options.
+        out: the run folder; None for one in runs/.
+        quiet: print nothing.
+        lent: whether the result alone is wanted, and where stages are shown.
 
     Raises:
         UserError: for anything in the options or the updates that cannot be used.
 
     """
     settings.check()
-    progress = Progress(quiet)
-    opened = open_matrices(settings, progress)
-    for first, second in combinations(compared(opened.updates).values(), 2):
-        require_common(first, second, opened.matrices)
-    folder = open_folder(COMMAND, settings, opened.updates, opened.device, out)
-    found = result_of(folder, MsoResult.read, partial(_measure, settings, opened, folder, progress), progress)
+    session = UpdatesSession(COMMAND, settings, Progress(quiet), lent)
+    for first, second in combinations(compared(session.updates).values(), 2):
+        require_common(first, second, session.matrices)
+    folder = session.open_folder(out)
+    found = result_of(folder, MsoResult.read, partial(_measure, session, folder), session.progress)
     if not quiet:
         report.print_result(found, folder)
     return found
@@ -53,19 +60,27 @@ def compared(updates: Updates) -> dict[str, WeightDelta]:
     return {**first, **updates.others}
 
 
-def _measure(settings: MsoSettings, opened: Opened, folder: RunFolder, progress: Progress) -> MsoResult:
+def _measure(session: UpdatesSession[MsoSettings], folder: Folder) -> MsoResult:
     """All matrices, one after the other, then the finished folder."""
-    deltas = compared(opened.updates)
-    plan = Plan(settings.side, settings.energies, settings.permutations, settings.seed, settings.dtype, opened.device)
-
-    def overlaps(name: str) -> Arrays:
-        return matrix_overlaps(deltas, name, plan)
-
-    arrays = arrays_of(opened.matrices, overlaps, Part(folder, "matrix"), "matrices", progress)
-    result = assemble(deltas, plan, settings.modules, arrays)
-    write_results(folder.path, "mso", result, arrays)
-    report.write(result, settings, folder.path)
-    folder.finish(stage_seconds={k: round(v, 2) for k, v in progress.seconds.items()})
+    settings, deltas = session.settings, compared(session.updates)
+    plan = Plan(settings.side, settings.energies, settings.permutations, settings.seed, session.dtype, session.device)
+    measured = partial(matrix_overlaps, deltas, plan)
+    arrays = arrays_of(session.matrices, measured, Part(folder, "matrix"), "matrices", session.progress)
+    assembly = Assembly(deltas, plan, arrays)
+    result = MsoResult(
+        modules=settings.modules,
+        side=settings.side,
+        energies=list(settings.energies),
+        permutations=settings.permutations,
+        seed=settings.seed,
+        dtype=settings.dtype,
+        updates=assembly.updates(),
+        pairs=assembly.pairs(),
+    )
+    if not session.lent.in_memory:
+        session.write(folder, result, arrays)
+        report.write(result, settings, folder.path)
+        session.finish(folder)
     return result
 
 
@@ -81,7 +96,7 @@ class Plan:
         energies: the energy fractions that choose the ranks.
         permutations: how many permutations of coordinates stand for chance.
         seed: of the permutations.
-        dtype: of the decompositions.
+        dtype: of the decompositions, float32 or float64.
         device: where they are computed.
 
     """
@@ -90,12 +105,12 @@ class Plan:
     energies: tuple[float, ...]
     permutations: int
     seed: int
-    dtype: str
+    dtype: torch.dtype
     device: str = "cpu"
 
 
 @torch.no_grad()
-def matrix_overlaps(deltas: Mapping[str, WeightDelta], name: str, plan: Plan) -> Arrays:
+def matrix_overlaps(deltas: Mapping[str, WeightDelta], plan: Plan, name: str) -> Arrays:
     """Overlaps of every pair of updates in one matrix that both move.
 
     A permutation of the coordinates of one update's singular vectors keeps its spectrum, and the spread of every
@@ -103,8 +118,8 @@ def matrix_overlaps(deltas: Mapping[str, WeightDelta], name: str, plan: Plan) ->
 
     Args:
         deltas: the updates by label; pairs are numbered as `itertools.combinations` of their indices gives them.
-        name: the parameter.
         plan: how.
+        name: the parameter.
 
     Returns:
         "norms" (U,); "cosines" (P,), 0 where one of a pair is zero; "ranks" (U, F), 0 where the update is zero; and
@@ -112,34 +127,36 @@ def matrix_overlaps(deltas: Mapping[str, WeightDelta], name: str, plan: Plan) ->
 
     """
     pairs = list(combinations(range(len(deltas)), 2))
-    listed = [update_of(delta, name, plan.side) for delta in deltas.values()]
-    found: Arrays = {"norms": np.array([u.norm if u else 0.0 for u in listed])}
-    cosines = []
-    for i, j in pairs:
-        a, b = listed[i], listed[j]
-        inner = a.scaled_inner(b) / np.sqrt(a.scaled_square) / np.sqrt(b.scaled_square) if a and b else 0.0
-        cosines.append(inner)
-    found["cosines"] = np.array(cosines)
+    updates = [update_of(delta, name, plan.side) for delta in deltas.values()]
+    arrays: Arrays = {"norms": np.array([u.norm if u else 0.0 for u in updates])}
+    arrays["cosines"] = np.array([_cosine(updates[i], updates[j]) for i, j in pairs])
     vectors: list[torch.Tensor | None] = []
     ranks = np.zeros((len(deltas), len(plan.energies)), dtype=np.int64)
-    for k in range(len(listed)):
-        update, listed[k] = listed[k], None  # its vectors take its place in memory
+    for k in range(len(updates)):
+        update, updates[k] = updates[k], None  # its vectors take its place in memory
         if update is None:
             vectors.append(None)
             continue
-        columns, values = thin_svd(update, DTYPES[plan.dtype], plan.device)
+        columns, values = thin_svd(update, plan.dtype, plan.device)
         del update
         ranks[k] = ranks_by_energy(values.numpy(), plan.energies)
         vectors.append(columns[:, : ranks[k].max()].clone())
         del columns
-    found["ranks"] = ranks
+    arrays["ranks"] = ranks
     for p, (i, j) in enumerate(pairs):
         mine, theirs = vectors[i], vectors[j]
         if mine is not None and theirs is not None:
             inner = (mine.T @ theirs).double().cpu().numpy()
-            found[f"overlap/{p}"] = overlaps_at(inner, ranks[i], ranks[j], len(mine))
-            found[f"permuted/{p}"] = _permuted(mine, theirs, ranks[i], ranks[j], name, plan)
-    return found
+            arrays[f"overlap/{p}"] = overlaps_at(inner, ranks[i], ranks[j], len(mine))
+            arrays[f"permuted/{p}"] = _permuted(mine, theirs, ranks[i], ranks[j], name, plan)
+    return arrays
+
+
+def _cosine(a: Update | None, b: Update | None) -> float:
+    """Cosine of two changes of a matrix; 0 where one is zero."""
+    if a is None or b is None:
+        return 0.0
+    return float(a.scaled_inner(b) / np.sqrt(a.scaled_square) / np.sqrt(b.scaled_square))
 
 
 def _permuted(
@@ -157,75 +174,85 @@ def _permuted(
 # ------------------------------------------------------------------------------------------------ results
 
 
-def assemble(deltas: Mapping[str, WeightDelta], plan: Plan, modules: str, arrays: Mapping[str, Arrays]) -> MsoResult:
-    """The content of mso.json, from the arrays of `matrix_overlaps` by parameter."""
-    labels = list(deltas)
-    pairs = {}
-    for p, (i, j) in enumerate(combinations(range(len(labels)), 2)):
-        both = [name for name in arrays if f"overlap/{p}" in arrays[name]]
-        group = partial(_group, deltas[labels[i]], plan, arrays, (p, i, j))
-        pairs[f"{labels[i]} × {labels[j]}"] = PairOverlap(
-            updates=[labels[i], labels[j]],
+@dataclass(frozen=True)
+class Assembly:
+    """What of a result the arrays of `matrix_overlaps` decide, by parameter."""
+
+    deltas: Mapping[str, WeightDelta]
+    plan: Plan
+    arrays: Mapping[str, Arrays]
+
+    def updates(self) -> dict[str, ComparedUpdate]:
+        """The updates by label."""
+        return {
+            label: ComparedUpdate(
+                **vars(source_of(delta)), zero=sum(bool(found["norms"][k] == 0) for found in self.arrays.values())
+            )
+            for k, (label, delta) in enumerate(self.deltas.items())
+        }
+
+    def pairs(self) -> dict[str, PairOverlap]:
+        """Every pair of updates, as A × B."""
+        labels = list(self.deltas)
+        numbered = enumerate(combinations(range(len(labels)), 2))
+        return {f"{labels[i]} × {labels[j]}": _Pair(self, p, i, j).overlaps() for p, (i, j) in numbered}
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Pair p, of the updates i and j."""
+
+    assembly: Assembly
+    p: int
+    i: int
+    j: int
+
+    def overlaps(self) -> PairOverlap:
+        """Over all matrices that both move, by block, and by matrix."""
+        labels, arrays = list(self.assembly.deltas), self.assembly.arrays
+        both = [name for name in arrays if f"overlap/{self.p}" in arrays[name]]
+        return PairOverlap(
+            updates=[labels[self.i], labels[self.j]],
             matrices=len(both),
             skipped=len(arrays) - len(both),
-            whole=group(both),
-            layers={layer: group(names) for layer, names in group_by_block(both).items()},
-            tensors={name: group([name]) for name in both},
+            whole=self._mean(both),
+            layers={layer: self._mean(names) for layer, names in group_by_block(both).items()},
+            tensors={name: self._mean([name]) for name in both},
         )
-    return MsoResult(
-        modules=modules,
-        side=plan.side,
-        energies=list(plan.energies),
-        permutations=plan.permutations,
-        seed=plan.seed,
-        dtype=plan.dtype,
-        updates={
-            label: ComparedUpdate(
-                **vars(described(delta)), zero=sum(bool(of["norms"][k] == 0) for of in arrays.values())
-            )
-            for k, (label, delta) in enumerate(deltas.items())
-        },
-        pairs=pairs,
-    )
 
+    def _mean(self, names: Sequence[str]) -> Overlap:
+        """Over some matrices."""
+        arrays = self.assembly.arrays
+        overlap = np.mean([arrays[name][f"overlap/{self.p}"] for name in names], axis=0)
+        permuted = np.mean([arrays[name][f"permuted/{self.p}"] for name in names], axis=0)  # (permutations, F)
+        return Overlap(
+            overlap=overlap.tolist(),
+            chance=np.mean([self._chance(name) for name in names], axis=0).tolist(),
+            cosine=cosine_of(
+                np.array([arrays[name]["cosines"][self.p] for name in names]),
+                np.array([arrays[name]["norms"][self.i] for name in names]),
+                np.array([arrays[name]["norms"][self.j] for name in names]),
+            ),
+            ranks=[np.mean([arrays[name]["ranks"][k] for name in names], axis=0).tolist() for k in (self.i, self.j)],
+            permuted=_spread(overlap, permuted, _ROUNDING[self.assembly.plan.dtype]),
+        )
 
-def _group(
-    delta: WeightDelta,
-    plan: Plan,
-    arrays: Mapping[str, Arrays],
-    which: tuple[int, int, int],
-    names: Sequence[str],
-) -> GroupOverlap:
-    """The pair p of the updates i and j over some matrices."""
-    p, i, j = which
-    overlap = np.mean([arrays[name][f"overlap/{p}"] for name in names], axis=0)
-    permuted = np.mean([arrays[name][f"permuted/{p}"] for name in names], axis=0)  # (permutations, F)
-    chance = np.mean([_chance(arrays[n]["ranks"], i, j, delta.shape(n), plan) for n in names], axis=0)
-    return GroupOverlap(
-        overlap=overlap.tolist(),
-        chance=chance.tolist(),
-        cosine=cosine_of(
-            np.array([arrays[name]["cosines"][p] for name in names]),
-            np.array([arrays[name]["norms"][i] for name in names]),
-            np.array([arrays[name]["norms"][j] for name in names]),
-        ),
-        ranks=[np.mean([arrays[name]["ranks"][k] for name in names], axis=0).tolist() for k in (i, j)],
-        permuted=_spread(overlap, permuted, _ROUNDING[plan.dtype]),
-    )
-
-
-def _chance(ranks: np.ndarray, i: int, j: int, shape: tuple[int, ...], plan: Plan) -> list[float]:
-    dimension = shape[0] if plan.side == "left" else shape[1]
-    return [chance_overlap(int(a), int(b), dimension) for a, b in zip(ranks[i], ranks[j], strict=True)]
+    def _chance(self, name: str) -> list[float]:
+        """Of one matrix, at every energy fraction."""
+        shape = list(self.assembly.deltas.values())[self.i].shape(name)
+        dimension = shape[0] if self.assembly.plan.side == "left" else shape[1]
+        ranks = self.assembly.arrays[name]["ranks"]
+        return [chance_overlap(int(a), int(b), dimension) for a, b in zip(ranks[self.i], ranks[self.j], strict=True)]
 
 
 def _spread(overlap: np.ndarray, permuted: np.ndarray, rounding: float) -> Permuted | None:
     """Mean, central 95 % and one-sided p-value over permutations, at every energy fraction."""
     if not len(permuted):
         return None
-    pairs = zip(overlap, permuted.T, strict=True)
+    ends = np.quantile(permuted, (0.025, 0.975), axis=0)
+    columns = zip(overlap, permuted.T, strict=True)
     return Permuted(
         mean=permuted.mean(axis=0).tolist(),
-        interval=np.quantile(permuted, (0.025, 0.975), axis=0).T.tolist(),
-        p_value=[permutation_p_value(value, column, rounding) for value, column in pairs],
+        interval=ends.T.tolist(),
+        p_value=[permutation_p_value(value, column, rounding) for value, column in columns],
     )

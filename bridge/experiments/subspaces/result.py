@@ -1,35 +1,55 @@
-"""What `bridge.subspaces` finds: energies kept by bases, projected updates, overlaps of pairs of updates."""
+"""What `bridge.subspaces` finds: energies that bases keep, overlaps of subspaces, and what is left of a projection.
+
+A list over fractions has a number for each of the result's `fractions` (energies) or `energies` (overlaps).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from bridge.experiments.subspaces.settings import Kind, Side
+from bridge.deltas.choices import Basis, ProjectionCounts, Scheme, Side, Vectors
+from bridge.experiments.subspaces.settings import Dtype, Modules
 from bridge.reports.results import Result
 
 
 @dataclass(frozen=True)
-class Described:
-    """An update: where it is from, of what kind, and of which weights it is a change."""
+class Source:
+    """A weight change: where it is from, of what kind, and of which model."""
 
     source: str
-    kind: str
+    kind: Literal["full", "lora"]
     base_sha256: str | None
 
 
-# ------------------------------------------------------------------------------------------------- energy
+@dataclass(frozen=True)
+class AlignmentUpdate(Source):
+    """The alignment update.
+
+    Attributes:
+        matrices: how many are looked at; `zero` are those that it did not move.
+        norm: over these matrices.
+        ranks: numerical rank of each that it moved.
+
+    """
+
+    matrices: int
+    zero: list[str]
+    norm: float
+    ranks: dict[str, int]
 
 
 @dataclass(frozen=True)
-class BasisEnergies:
-    """What one basis keeps of a task's energy, at every fraction.
+class KeptBy:
+    """Energy kept by one kind of basis, over fractions.
 
     Attributes:
-        kept: mean over the draws; `sd` their standard deviation, `interval` where 95 % of further draws would lie.
+        kept: share of the task's energy, the mean over draws.
+        sd: over draws; None for one.
+        interval: where 95 % of further draws would lie; None for one.
         isotropic: what the basis would keep of an isotropic update.
-        directions: in the basis, over all matrices.
-        short: matrices with fewer directions than the rank asked for.
+        directions: that the basis has, over all matrices.
+        short: matrices with fewer than were asked for.
 
     """
 
@@ -42,23 +62,27 @@ class BasisEnergies:
 
 
 @dataclass(frozen=True)
-class GroupEnergies:
-    """A task over some matrices: its norm, its cosine with the alignment update, its energies by basis."""
+class KeptEnergy:
+    """Norm of a task over some matrices, its cosine with the alignment update, and what each basis keeps of it."""
 
     norm: float
     cosine: float | None
-    bases: dict[str, BasisEnergies]
+    bases: dict[Basis, KeptBy]
 
 
 @dataclass(frozen=True)
-class TaskEnergies(Described):
-    """A task update.
+class TaskEnergy(Source):
+    """One task's update.
 
     Attributes:
-        matrices: that both updates moved; `zero` of the others did not move in the task, `without_directions` not in
-            the alignment update, with a share `energy_without_directions` of the task's energy.
-        cosine: with the alignment update over the matrices; `cosine_all_parameters` over all parameters.
-        whole: over all matrices; `layers` by block, `tensors` by parameter.
+        norm: over all matrices.
+        matrices: those that it and the alignment update moved.
+        zero: matrices that the alignment update moved and it did not.
+        without_directions: matrices that the alignment update did not move.
+        energy_without_directions: share of the task's energy in these.
+        cosine: with the alignment update, over the matrices.
+        cosine_all_parameters: the same over everything.
+        whole: over the matrices together; `layers` by block, `tensors` by matrix.
 
     """
 
@@ -69,99 +93,62 @@ class TaskEnergies(Described):
     energy_without_directions: float
     cosine: float | None
     cosine_all_parameters: float | None
-    whole: GroupEnergies
-    layers: dict[str, GroupEnergies]
-    tensors: dict[str, GroupEnergies]
-
-    @property
-    def short(self) -> int:
-        """Matrices, at most, whose alignment update has fewer directions than the rank asked for."""
-        bases = self.whole.bases
-        return max((max(bases[kind].short) for kind in ("top-k", "random-k") if kind in bases), default=0)
-
-
-@dataclass(frozen=True)
-class AlignmentMatrices(Described):
-    """The alignment update: its matrices, those that it did not move (`zero`), and numerical ranks of the others."""
-
-    matrices: int
-    zero: list[str]
-    norm: float
-    ranks: dict[str, int]
+    whole: KeptEnergy
+    layers: dict[str, KeptEnergy]
+    tensors: dict[str, KeptEnergy]
 
 
 @dataclass(frozen=True)
 class EnergyResult(Result):
-    """How much of the energy of task updates the subspaces of the alignment update keep."""
+    """How much of the energy of task updates subspaces of the alignment update keep."""
 
     FILE: ClassVar[str] = "energy.json"
 
     side: Side
     fractions: list[float]
-    bases: list[Kind]
+    bases: list[Basis]
     repeats: int
     seed: int
-    dtype: str
-    modules: str
-    alignment: AlignmentMatrices
-    tasks: dict[str, TaskEnergies]
+    dtype: Dtype
+    modules: Modules
+    alignment: AlignmentUpdate
+    tasks: dict[str, TaskEnergy]
 
     def records(self) -> list[dict[str, object]]:
-        """A row a task, basis and fraction."""
+        """A row for a task, a kind of basis and a fraction."""
         return [
             {
-                "task": label, "basis": kind, "fraction": fraction, "kept": energies.kept[f], "sd": energies.sd[f],
-                "isotropic": energies.isotropic[f], "cosine": task.cosine,
+                "task": label,
+                "cosine": task.cosine,
+                "basis": kind,
+                "fraction": fraction,
+                "kept": kept.kept[k],
+                "sd": kept.sd[k],
+                "isotropic": kept.isotropic[k],
             }
             for label, task in self.tasks.items()
-            for kind, energies in task.whole.bases.items()
-            for f, fraction in enumerate(self.fractions)
-        ]  # fmt: skip
-
-
-# ------------------------------------------------------------------------------------------------ project
+            for kind, kept in task.whole.bases.items()
+            for k, fraction in enumerate(self.fractions)
+        ]
 
 
 @dataclass(frozen=True)
-class Counts:
-    """Parameters by what became of them; `short`: projected with fewer directions than asked for."""
+class ComparedUpdate(Source):
+    """An update that is compared with others; `zero` counts matrices that it did not move."""
 
-    projected: int
-    short: int
-    without_directions: int
-    kept: int
-    dropped: int
-
-
-@dataclass(frozen=True)
-class ProjectResult(Result):
-    """The part of a task update inside, or outside, a subspace: a change of weights in `file`."""
-
-    FILE: ClassVar[str] = "project.json"
-
-    basis: Kind
-    fraction: float
-    scheme: Literal["parallel", "orthogonal"]
-    side: Side
-    seed: int
-    vectors: Literal["keep", "drop"]
-    modules: str
-    dtype: str
-    task: Described
-    alignment: Described
-    file: str
-    norm_before: float
-    norm_after: float
-    energy_kept: float
-    counts: Counts
-
-
-# ---------------------------------------------------------------------------------------------------- mso
+    zero: int
 
 
 @dataclass(frozen=True)
 class Permuted:
-    """Overlaps after a permutation of coordinates: mean, central 95 %, one-sided p-value, by energy fraction."""
+    """Overlaps after the coordinates of one update's vectors are permuted, over energies.
+
+    Attributes:
+        mean: over permutations.
+        interval: the central 95 % of them.
+        p_value: one-sided, of the overlap.
+
+    """
 
     mean: list[float]
     interval: list[list[float]]
@@ -169,8 +156,17 @@ class Permuted:
 
 
 @dataclass(frozen=True)
-class GroupOverlap:
-    """Overlap of a pair over some matrices, by energy fraction, beside chance; mean ranks of either update."""
+class Overlap:
+    """Mode subspace overlap of two updates over energies, mean over some matrices.
+
+    Attributes:
+        overlap: the overlap.
+        chance: mean of random subspaces of the same ranks.
+        cosine: of the two updates over these matrices.
+        ranks: of the one and of the other.
+        permuted: None without permutations.
+
+    """
 
     overlap: list[float]
     chance: list[float]
@@ -181,46 +177,84 @@ class GroupOverlap:
 
 @dataclass(frozen=True)
 class PairOverlap:
-    """A pair of updates: over all matrices that both moved, by block, and by parameter; the others were skipped."""
+    """Two updates: matrices that both move, those skipped since one does not, and their overlap.
+
+    Attributes:
+        updates: the two labels.
+        matrices: that both move.
+        skipped: that one of them does not move.
+        whole: over the matrices together.
+        layers: by block.
+        tensors: by matrix.
+
+    """
 
     updates: list[str]
     matrices: int
     skipped: int
-    whole: GroupOverlap
-    layers: dict[str, GroupOverlap]
-    tensors: dict[str, GroupOverlap]
-
-
-@dataclass(frozen=True)
-class ComparedUpdate(Described):
-    """An update that is compared, and the matrices that it did not move."""
-
-    zero: int
+    whole: Overlap
+    layers: dict[str, Overlap]
+    tensors: dict[str, Overlap]
 
 
 @dataclass(frozen=True)
 class MsoResult(Result):
-    """Mode subspace overlap of every pair of updates."""
+    """Mode subspace overlap of every pair of updates, against chance."""
 
     FILE: ClassVar[str] = "mso.json"
 
-    modules: str
+    modules: Modules
     side: Side
     energies: list[float]
     permutations: int
     seed: int
-    dtype: str
+    dtype: Dtype
     updates: dict[str, ComparedUpdate]
     pairs: dict[str, PairOverlap]
 
     def records(self) -> list[dict[str, object]]:
-        """A row a pair and energy fraction."""
+        """A row for a pair and an energy fraction."""
         return [
             {
-                "pair": label, "energy": energy, "overlap": pair.whole.overlap[f], "chance": pair.whole.chance[f],
+                "updates": label,
                 "cosine": pair.whole.cosine,
-                "p_value": pair.whole.permuted.p_value[f] if pair.whole.permuted else None,
+                "energy": energy,
+                "overlap": pair.whole.overlap[k],
+                "chance": pair.whole.chance[k],
+                "p_value": pair.whole.permuted.p_value[k] if pair.whole.permuted else None,
             }
             for label, pair in self.pairs.items()
-            for f, energy in enumerate(self.energies)
-        ]  # fmt: skip
+            for k, energy in enumerate(self.energies)
+        ]
+
+
+@dataclass(frozen=True)
+class ProjectResult(Result):
+    """The part of a task update inside or outside a subspace of the alignment update.
+
+    Attributes:
+        file: of the change that was written, in the run's folder.
+        norm_before: of the task update.
+        norm_after: of what is left.
+        energy_kept: squared norm after over before, with what was kept whole.
+        counts: what became of the parameters.
+
+    """
+
+    FILE: ClassVar[str] = "project.json"
+
+    basis: Basis
+    fraction: float
+    scheme: Scheme
+    side: Side
+    seed: int
+    vectors: Vectors
+    modules: Modules
+    dtype: Dtype
+    task: Source
+    alignment: Source
+    file: str
+    norm_before: float
+    norm_after: float
+    energy_kept: float
+    counts: ProjectionCounts

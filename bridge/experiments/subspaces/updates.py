@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,20 +14,16 @@ from bridge.deltas.bases import matrix_names, update_of
 from bridge.deltas.open import RECORD_FILE, open_delta
 from bridge.deltas.parameters import check_fits, parameter_files, skeleton
 from bridge.deltas.tensor_files import TensorFiles
-from bridge.deltas.weight_delta import Difference, WeightDelta, fingerprint
-from bridge.experiments.subspaces.result import Described
-from bridge.experiments.subspaces.settings import Settings
+from bridge.deltas.weight_delta import Difference, WeightDelta
+from bridge.experiments.subspaces.result import Source
+from bridge.experiments.subspaces.settings import OfAlignment
 from bridge.models.blocks import block_of
 from bridge.models.built import NOTE
 from bridge.models.files import read_json
-from bridge.models.identity import threads
 from bridge.models.load import folder_of, hash_folder
-from bridge.models.loading import choose_device
 from commands.errors import UserError
 from commands.progress import Progress
 from theory.subspaces import joint_cosine
-
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 @dataclass(frozen=True)
@@ -70,7 +65,7 @@ class Updates:
         return found
 
 
-def open_updates(settings: Settings, progress: Progress) -> Updates:
+def open_updates(settings: OfAlignment, progress: Progress) -> Updates:
     """Open what the options name.
 
     Raises:
@@ -97,7 +92,7 @@ def open_updates(settings: Settings, progress: Progress) -> Updates:
     return Updates(alignment, others, aligned)
 
 
-def _alignment(settings: Settings, aligned: Model | None, progress: Progress) -> WeightDelta | None:
+def _alignment(settings: OfAlignment, aligned: Model | None, progress: Progress) -> WeightDelta | None:
     if settings.alignment is not None:
         found = open_delta(settings.alignment, require_nonzero=True)
         if aligned is not None:
@@ -132,14 +127,15 @@ def _check_keys(aligned: Model, base: torch.nn.Module, base_name: str) -> None:
 def _check_recorded(aligned: Model, base_sha256: str, base_name: str) -> None:
     """Where the aligned model's run folder is still there, it says from which weights it started."""
     recorded = _recorded_base(aligned.folder)
-    if recorded is not None and recorded["weights_sha256"] != base_sha256:
+    if recorded is not None and recorded[1] != base_sha256:
+        name, sha256 = recorded
         raise UserError(
-            f"--base: {aligned.name} was aligned from {recorded['name']} with sha256 "
-            f"{str(recorded['weights_sha256'])[:12]}…, and {base_name} has {base_sha256[:12]}…"
+            f"--base: {aligned.name} was aligned from {name} with sha256 {sha256[:12]}…, and {base_name} has "
+            f"{base_sha256[:12]}…"
         )
 
 
-def _recorded_base(folder: Path) -> dict[str, Any] | None:
+def _recorded_base(folder: Path) -> tuple[str, str] | None:
     """Name and hash of the base in the record of the run that made a model's folder, as far as it can be found."""
     run = folder.parent if folder.name == "model" else None
     if (folder / NOTE).is_file():
@@ -148,7 +144,9 @@ def _recorded_base(folder: Path) -> dict[str, Any] | None:
     if run is None or not (run / RECORD_FILE).is_file():
         return None
     base = read_json(run / RECORD_FILE).get("base")
-    return base if isinstance(base, dict) and {"name", "weights_sha256"} <= base.keys() else None
+    if not isinstance(base, dict) or not {"name", "weights_sha256"} <= base.keys():
+        return None
+    return str(base["name"]), str(base["weights_sha256"])
 
 
 def _check_related(difference: Difference, base: TensorFiles) -> None:
@@ -216,26 +214,9 @@ def require_common(first: WeightDelta | None, second: WeightDelta, names: Sequen
         raise UserError(f"{second.label}: expected an update of matrices that {first.label} moves, too, got none")
 
 
-def identity_of(settings: Settings, updates: Updates, device: str) -> dict[str, object]:
-    """What decides a run's numbers: the options, and the content of every update; NaN anywhere is an error here."""
-    return settings.identity() | {
-        "device": device,
-        "threads": threads(device),
-        "alignment_sha256": fingerprint(updates.alignment) if updates.alignment else None,
-        "aligned_sha256": updates.aligned.sha256 if updates.aligned else None,
-        "updates_sha256": {label: fingerprint(delta) for label, delta in updates.others.items()},
-        "order": list(updates.others),
-    }
-
-
-def device_of(settings: Settings) -> str:
-    """The device of the decompositions."""
-    return choose_device(settings.device)
-
-
-def described(delta: WeightDelta) -> Described:
+def source_of(delta: WeightDelta) -> Source:
     """What of an update stands in a result."""
-    return Described(delta.label, delta.kind, delta.base_sha256)
+    return Source(delta.label, delta.kind, delta.base_sha256)
 
 
 def cosine_of(

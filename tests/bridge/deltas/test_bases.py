@@ -13,19 +13,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bridge.deltas.bases import (
-    KINDS,
-    SIDES,
-    BasisChoice,
-    Side,
     SingularVectors,
     basis,
     numerical_rank,
     rank_of,
     row_energies,
+    singular_vectors,
     thin_svd,
     update_of,
     write_singular_vectors,
 )
+from bridge.deltas.choices import BASES, SIDES, BasisChoice, Side
 from bridge.deltas.factors import Factors
 from commands.errors import UserError
 from tests.bridge.support.tiny_deltas import adapted, save_adapter
@@ -160,7 +158,7 @@ def test_lora_is_decomposed_through_its_factors(tmp_path: Path, architecture: st
 # --------------------------------------------------------------------------------------------------- bases
 
 
-@given(st.sampled_from(KINDS), st.sampled_from(SIDES), st.integers(0, 9), st.integers(1, 7))
+@given(st.sampled_from(BASES), st.sampled_from(SIDES), st.integers(0, 9), st.integers(1, 7))
 def test_bases_are_orthonormal_and_nested(kind: str, side: Side, seed: int, rank: int) -> None:
     matrix = MATRICES["square"][:, :7]
     vectors = vectors_of(matrix, side)
@@ -208,9 +206,9 @@ def test_every_vector_is_drawn_equally_often() -> None:
 
 def test_a_basis_has_no_more_columns_than_directions() -> None:
     vectors = vectors_of(MATRICES["rank-deficient"], "left")
-    sizes = {kind: basis(BasisChoice(kind), vectors, (12, 8), NAME, 6).shape[1] for kind in KINDS}
+    sizes = {kind: basis(BasisChoice(kind), vectors, (12, 8), NAME, 6).shape[1] for kind in BASES}
     assert sizes == {"top-k": 3, "random-k": 3, "random": 6}
-    for kind in KINDS:
+    for kind in BASES:
         assert basis(BasisChoice(kind), vectors[:, :0], (12, 8), NAME, 6).shape == (12, 0)
 
 
@@ -245,6 +243,8 @@ def test_singular_vectors_go_to_disk_and_back(tmp_path: Path, side: Side) -> Non
     assert other.change_sha256 != found.change_sha256
     one = write_singular_vectors(delta, tmp_path / "one.safetensors", side=side, names=["b"])
     assert one.names == ("b",)
+    kept = singular_vectors(MemoryDelta({}), tmp_path / "one.safetensors")  # nothing is decomposed: it is there
+    assert kept.change_sha256 == one.change_sha256
 
 
 def test_float32_vectors_are_as_good_as_float32(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bridge.deltas.bases import KINDS, SCHEMES, SIDES, BasisChoice, Kind, Scheme, Side, rank_of, write_singular_vectors
+from bridge.deltas.bases import rank_of, write_singular_vectors
+from bridge.deltas.choices import BASES, SCHEMES, SIDES, Basis, BasisChoice, ProjectionCounts, Scheme, Side
 from bridge.deltas.lora import LoraDelta
 from bridge.deltas.open import open_delta
 from bridge.deltas.parameters import parameter_files, set_weights
@@ -75,9 +76,9 @@ def test_top_k_equals_the_naive_projection(tmp_path: Path, side: Side, fraction:
 
 
 @pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", BASES)
 def test_the_two_parts_make_the_whole_and_projecting_twice_changes_nothing(
-    tmp_path: Path, kind: Kind, side: Side
+    tmp_path: Path, kind: Basis, side: Side
 ) -> None:
     choice = BasisChoice(kind, side, seed=3)
     parts = {scheme: projected(tmp_path, choice, scheme) for scheme in SCHEMES}
@@ -108,16 +109,16 @@ def test_what_is_no_matrix_is_kept_or_dropped_and_counted(tmp_path: Path) -> Non
     kept = projected(tmp_path, choice, "parallel")
     assert torch.equal(kept.dense("norm", DOUBLE), TASK["norm"])
     assert "still" not in kept.names  # no direction: nothing is parallel
-    assert kept.counts == {"projected": 5, "short": 1, "without_directions": 1, "kept": 1, "dropped": 0}
+    assert kept.counts == ProjectionCounts(projected=5, short=1, without_directions=1, kept=1, dropped=0)
     rest = projected(tmp_path, choice, "orthogonal", vectors="drop")
     assert torch.equal(rest.dense("still", DOUBLE), TASK["still"])
     assert not rest.moves("norm")
-    assert rest.counts == {"projected": 5, "short": 1, "without_directions": 1, "kept": 0, "dropped": 1}
+    assert rest.counts == ProjectionCounts(projected=5, short=1, without_directions=1, kept=0, dropped=1)
     some = ProjectedDelta(MemoryDelta(TASK), kept.alignment, choice, 0.5, "parallel", names={"tall"})
     assert torch.equal(some.dense("wide", DOUBLE), TASK["wide"])
-    assert some.counts["kept"] == len(TASK) - 1
+    assert some.counts.kept == len(TASK) - 1
     drawn = projected(tmp_path, BasisChoice("random"), "parallel")
-    assert drawn.counts["short"] == 0  # random directions never run out
+    assert drawn.counts.short == 0  # random directions never run out
     assert "still" not in drawn.names
 
 
@@ -147,7 +148,7 @@ def test_lora_stays_lora_and_equals_its_dense_projection(
         task = LoraDelta(save_adapter(adapter, tmp_path / "adapter"), model)
     alignment = MemoryDelta({name: gaussian(*task.shape(name), seed=k) for k, name in enumerate(task.names[1:])})
     vectors = write_singular_vectors(alignment, tmp_path / "v.safetensors", side=side)
-    for kind in KINDS:
+    for kind in BASES:
         for scheme in SCHEMES:
             choice = BasisChoice(kind, side, 1)
             found = ProjectedDelta(task, vectors, choice, 0.3, scheme)

@@ -15,13 +15,25 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bridge.deltas.open import open_delta
+from bridge.experiments.session import Lent
 from bridge.experiments.subspaces import energy as subspaces_energy
 from bridge.experiments.subspaces import mso as subspaces_mso
 from bridge.experiments.subspaces import report as subspaces_report
-from bridge.experiments.subspaces.mso import Plan, assemble, matrix_overlaps
-from bridge.experiments.subspaces.settings import numbers
+from bridge.experiments.subspaces.energy import run
+from bridge.experiments.subspaces.mso import Assembly, Plan, matrix_overlaps
+from bridge.experiments.subspaces.result import (
+    AlignmentUpdate,
+    EnergyResult,
+    KeptBy,
+    KeptEnergy,
+    MsoResult,
+    Overlap,
+    PairOverlap,
+    ProjectResult,
+    TaskEnergy,
+)
+from bridge.experiments.subspaces.settings import ENERGIES, FRACTIONS, EnergySettings, MsoSettings, numbers
 from bridge.models.load import load_model
-from bridge.reports import drawing as reports_drawing
 from commands.cli import INTERRUPTED
 from commands.errors import UserError
 from tests.bridge.deltas.test_bases import BETWEEN, MATRICES, gaussian
@@ -98,8 +110,8 @@ def dense(place: Path) -> dict[str, dict[str, np.ndarray]]:
 
 
 def test_the_folders_hold_what_they_should(energy: Path, mso: Path) -> None:
-    assert {path.name for path in energy.iterdir()} == {"manifest.json", *ENERGY}
-    assert {path.name for path in mso.iterdir()} == {"manifest.json", *MSO}
+    assert {path.name for path in energy.iterdir()} == {"manifest.json", "settings.toml", *ENERGY}
+    assert {path.name for path in mso.iterdir()} == {"manifest.json", "settings.toml", *MSO}
     for folder in (energy, mso):
         assert read(folder / "manifest.json")["status"] == "complete"
         assert (folder / "report.html").read_text().count("data:image/png;base64,") == 2
@@ -208,7 +220,7 @@ def test_overlaps_equal_naive_ones(kind: str, side: str) -> None:
     b = gaussian(*a.shape, seed=31)
     energies = (0.05, 0.3, 0.6, 0.9, 0.99, 1.0)
     deltas = {"a": MemoryDelta({"m": a}), "b": MemoryDelta({"m": b}), "minus": MemoryDelta({"m": -2 * a})}
-    found = matrix_overlaps(deltas, "m", Plan(side, energies, 3, 0, "float64"))
+    found = matrix_overlaps(deltas, Plan(side, energies, 3, 0, torch.float64), "m")
     for f, energy in enumerate(energies):
         ranks = [oracle.rank_by_energy(x.numpy(), energy) for x in (a, b)]
         assert found["ranks"][:, f].tolist() == [ranks[0], ranks[1], ranks[0]]
@@ -223,7 +235,7 @@ def test_overlaps_equal_naive_ones(kind: str, side: str) -> None:
 def test_an_update_that_is_zero_has_no_overlap() -> None:
     zero = MemoryDelta({"m": torch.zeros(5, 5)})
     deltas = {"a": MemoryDelta({"m": gaussian(5, 5)}), "zero": zero, "again": zero, "none": MemoryDelta({})}
-    found = matrix_overlaps(deltas, "m", Plan("left", (0.5,), 2, 0, "float64"))
+    found = matrix_overlaps(deltas, Plan("left", (0.5,), 2, 0, torch.float64), "m")
     assert not any(key.startswith("overlap") for key in found)
     assert found["cosines"].tolist() == [0.0] * 6
     assert found["ranks"][1:].tolist() == [[0]] * 3
@@ -232,7 +244,7 @@ def test_an_update_that_is_zero_has_no_overlap() -> None:
 def test_permuted_coordinates_overlap_by_chance() -> None:
     a = gaussian(40, 6)
     deltas = {"a": MemoryDelta({"m": a}), "b": MemoryDelta({"m": a})}
-    found = matrix_overlaps(deltas, "m", Plan("left", (0.5, 1.0), 200, 0, "float64"))
+    found = matrix_overlaps(deltas, Plan("left", (0.5, 1.0), 200, 0, torch.float64), "m")
     assert found["overlap/0"] == pytest.approx([1, 1])
     draws = found["permuted/0"]
     assert draws.shape == (200, 2)
@@ -241,18 +253,19 @@ def test_permuted_coordinates_overlap_by_chance() -> None:
     assert (draws.max(0) < 0.9).all()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_the_whole_space_overlaps_by_one_whatever_is_permuted(dtype: str) -> None:
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+def test_the_whole_space_overlaps_by_one_whatever_is_permuted(dtype: torch.dtype, rounding: float) -> None:
     """At energy fraction 1 a wide matrix has all left directions: no difference is left for a test to find."""
     deltas = {name: MemoryDelta({"m": gaussian(12, 40, seed=k)}) for k, name in enumerate(("a", "b"))}
     plan = Plan("left", (0.5, 1.0), 20, 0, dtype)
-    arrays = matrix_overlaps(deltas, "m", plan)
+    arrays = matrix_overlaps(deltas, plan, "m")
     assert arrays["overlap/0"][1] == 1
     assert (arrays["permuted/0"][:, 1] == 1).all()
-    arrays["overlap/0"] = arrays["overlap/0"] * (1 - {"float32": 1e-6, "float64": 1e-12}[dtype])  # rounding
-    permuted = assemble(deltas, plan, {"m": arrays})["pairs"]["a × b"]["whole"]["permuted"]
-    assert permuted["p_value"][1] == 1
-    assert permuted["interval"][1] == [1, 1]
+    arrays["overlap/0"] = arrays["overlap/0"] * (1 - rounding)
+    permuted = Assembly(deltas, plan, {"m": arrays}).pairs()["a × b"].whole.permuted
+    assert permuted is not None
+    assert permuted.p_value[1] == 1
+    assert permuted.interval[1] == [1, 1]
 
 
 def test_the_result_holds_means_over_matrices(mso: Path) -> None:
@@ -288,7 +301,7 @@ def test_a_projected_run_is_a_change_that_other_commands_take(
         runs[scheme] = tmp_path / scheme
     if task != "adapter":
         names = {str(p.relative_to(runs["parallel"])) for p in runs["parallel"].rglob("*") if p.is_file()}
-        assert names == {"manifest.json", *PROJECT}
+        assert names == {"manifest.json", "settings.toml", *PROJECT}
     loaded = load_model(str(place / "aligned"), device="cpu")
     whole = open_delta(place / task, loaded)
     parts = {scheme: open_delta(run, loaded) for scheme, run in runs.items()}
@@ -343,7 +356,7 @@ def test_an_interrupted_run_goes_on(
     calls, real = [], subspaces_energy.tensor_energies
 
     def counted(*arguments: Any) -> Any:
-        calls.append(arguments[2])
+        calls.append(arguments[1])
         if len(calls) == 5:
             raise KeyboardInterrupt
         return real(*arguments)
@@ -407,7 +420,7 @@ def test_commands_without_updates(
         assert message in error(monkeypatch, capsys, *options)
     assert numbers("energies", "0.1, 1") == (0.1, 1.0)
     with pytest.raises(UserError, match="--energies"):
-        numbers("energies", "nan")
+        MsoSettings.read({"energies": "nan"})
 
 
 def changed_model(source: Path, target: Path, change: Any) -> Path:
@@ -547,19 +560,27 @@ def test_updates_that_share_no_matrix(
     assert not (tmp_path / "run").exists()
 
 
+def kept(share: float) -> KeptEnergy:
+    return KeptEnergy(1.0, None, {"random": KeptBy([share], [None], [None], [0.5], [1], [0])})
+
+
 def test_blocks_stand_at_their_own_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
-    monkeypatch.setattr(reports_drawing, "png_of", lambda figure: drawn.append(figure) or b"")
+    monkeypatch.setattr(subspaces_report, "png_of", lambda figure: drawn.append(figure) or b"")
     blocks = {"model.embed_tokens.weight": 0.9, "model.layers.5": 0.3, "model.layers.9": 0.4, "lm_head.weight": 0.8}
     for names, places, across in (
         (list(blocks), [5, 9], "numbered block"),
         (["model.embed_tokens.weight", "lm_head.weight"], [0, 1], "matrix, in the model's order"),
     ):
-        overlaps = {name: {"overlap": [blocks[name]], "chance": [0.1]} for name in names}
-        subspaces_report.mso_layers({"energies": [0.9], "pairs": {"a × b": {"layers": overlaps}}})
-        kept = {name: {"bases": {"random": {"kept": [blocks[name]], "isotropic": [0.5]}}} for name in names}
-        result = {"bases": ["random"], "fractions": [0.5], "tasks": {"a": {"layers": kept}}}
-        subspaces_report.energy_layers(result)
+        overlaps = {name: Overlap([blocks[name]], [0.1], None, [[1.0], [1.0]], None) for name in names}
+        pair = PairOverlap(["a", "b"], 1, 0, overlaps[names[0]], overlaps, {})
+        subspaces_report.mso_layers(MsoResult("all", "left", [0.9], 0, 0, "float64", {}, {"a × b": pair}))
+        layers = {name: kept(blocks[name]) for name in names}
+        task = TaskEnergy("a", "full", None, 1.0, 1, 0, 0, 0.0, None, None, kept(0.5), layers, {})
+        alignment = AlignmentUpdate("b", "full", None, 1, [], 1.0, {})
+        subspaces_report.energy_layers(
+            EnergyResult("left", [0.5], ["random"], 1, 0, "float64", "all", alignment, {"a": task})
+        )
         for figure, whole in ((drawn[-2], 1.0), (drawn[-1], 0.5)):
             line = figure.axes[0].lines[0]
             assert list(line.get_xdata()) == places
@@ -596,7 +617,72 @@ def test_what_left_means_is_said(
 
 
 def test_fractions_grow() -> None:
-    from bridge.experiments.subspaces.settings import ENERGIES, FRACTIONS
+    for values in (FRACTIONS, ENERGIES):
+        assert all(a < b for a, b in pairwise(values))
 
-    for text in (FRACTIONS, ENERGIES):
-        assert all(a < b for a, b in pairwise(numbers("fractions", text)))
+
+# ------------------------------------------------------------------------------- results and settings, read back
+
+
+def test_results_are_read_back_as_they_were_written(place: Path, energy: Path, mso: Path, tmp_path: Path) -> None:
+    found = EnergyResult.read(energy)
+    assert found.to_dict() == read(energy / "energy.json")
+    assert len(found.to_frame()) == 3 * 3 * 4
+    assert "isotropic (top-k)" in found._repr_html_()
+    overlaps = MsoResult.read(mso)
+    assert overlaps.to_dict() == read(mso / "mso.json")
+    assert list(overlaps.to_frame()["energy"][:3]) == [0.2, 0.5, 0.9]
+    assert "permuted" in overlaps._repr_html_()
+    for result in (found, overlaps):
+        assert result.plot("layers").startswith(b"\x89PNG")
+    assert run_module("bridge.subspaces", *project_options(place, "adapter", tmp_path / "run")).code == 0
+    projection = ProjectResult.read(tmp_path / "run")
+    assert projection.to_dict() == read(tmp_path / "run" / "project.json")
+    assert projection.counts.projected == 4
+    assert list(projection.to_frame()["energy_kept"]) == [projection.energy_kept]
+    assert "matrices projected" in projection._repr_html_()
+    with pytest.raises(UserError, match="no picture"):
+        projection.plot()
+
+
+@pytest.mark.parametrize("part", ["energy", "mso", "project"])
+def test_the_settings_in_a_folder_replay_the_run(
+    place: Path, energy: Path, mso: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, part: str
+) -> None:
+    folder = {"energy": energy, "mso": mso, "project": tmp_path / "project"}[part]
+    if part == "project":
+        more = ("--basis", "random-k", "--vectors", "drop")
+        assert run_module("bridge.subspaces", *project_options(place, "full.safetensors", folder, *more)).code == 0
+    file = shutil.copy(folder / "settings.toml", tmp_path / "settings.toml")
+    assert run_module("bridge.subspaces", part, "--settings", file, "--out", folder).code == 0
+    assert "complete already" in capsys.readouterr().err
+
+
+def test_options_of_a_file_that_cannot_be_are_told_at_once(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text('fractions = [0.5, 1.5]\nrepeats = 0\nbases = ["top-k", "best"]\nsides = "left"\n')
+    message = error(monkeypatch, capsys, "energy", "--settings", str(file))
+    for part in (
+        "unknown option 'sides'; did you mean side", "--bases takes names out of top-k, random-k, random, got 'best'",
+        "--fractions: expected increasing numbers above 0, at most 1", "--repeats: expected a whole number from 1",
+    ):  # fmt: skip
+        assert part in message
+    file.write_text(f'alignment = "{place}/alignment.safetensors"\nfractions = [0.5, 0.1]\n[task]\na = "{place}/no"\n')
+    assert "--fractions: expected increasing" in error(monkeypatch, capsys, "energy", "--settings", str(file))
+    options = ("energy", "--settings", str(file), "--fractions", "0.5")
+    assert "--task: no such change of weights" in error(monkeypatch, capsys, *options)
+
+
+def test_a_run_in_memory_gives_the_same_and_leaves_nothing(
+    place: Path, energy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = EnergySettings(
+        aligned=str(place / "aligned"), base=str(place / "base"), fractions=(0.1, 0.3, 0.7, 1.0), repeats=3,
+        task={"full": str(place / "full.safetensors"), "adapter": str(place / "adapter"),
+              "other": str(place / "other.safetensors")},
+    )  # fmt: skip
+    assert run(settings, quiet=True, lent=Lent(in_memory=True)).to_dict() == read(energy / "energy.json")
+    assert not any(tmp_path.iterdir())
