@@ -59,10 +59,10 @@ class StudySettings(Finetunes):
     left_out: Annotated[tuple[LocalSet, ...], Option("Sets whose local files were not given.")] = ()
     skill: Annotated[Options[OverlapSettings], Option("What the damage and the predictions are measured on.")] = (
         Options(OverlapSettings)
-    )  # noqa: RUF009  # frozen
+    )  # frozen
     overlap: Annotated[Options[OverlapSettings], Option("Further options of bridge.overlap.")] = Options(
         OverlapSettings
-    )  # noqa: RUF009  # frozen
+    )  # frozen
 
     def identity(self) -> dict[str, object]:
         """The settings as the manifest of a run holds them: of the sets left out the names."""
