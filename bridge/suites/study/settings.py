@@ -33,6 +33,7 @@ _FINETUNE = (
     "rows", "max_length", "preset", "learning_rate", "epochs", "max_steps", "batch_size", "micro_batch_size",
     "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "override", "skip_bad_rows",
 )  # fmt: skip
+_NOTHING = Options(OverlapSettings)
 _HERE = "."  # stands for a row's change, which is not there yet
 
 
@@ -57,12 +58,8 @@ class StudySettings(Finetunes):
     risk: Annotated[bool, Option("Run bridge.risk on every set.")] = True
     resamples: Annotated[int, Option("Resamples for the correlations' intervals."), Ge(0)] = 2000
     left_out: Annotated[tuple[LocalSet, ...], Option("Sets whose local files were not given.")] = ()
-    skill: Annotated[Options[OverlapSettings], Option("What the damage and the predictions are measured on.")] = (
-        Options(OverlapSettings)
-    )  # frozen
-    overlap: Annotated[Options[OverlapSettings], Option("Further options of bridge.overlap.")] = Options(
-        OverlapSettings
-    )  # frozen
+    skill: Annotated[Options[OverlapSettings], Option("What the damage and the predictions are measured on.")] = _NOTHING
+    overlap: Annotated[Options[OverlapSettings], Option("Further options of bridge.overlap.")] = _NOTHING
 
     def identity(self) -> dict[str, object]:
         """The settings as the manifest of a run holds them: of the sets left out the names."""
