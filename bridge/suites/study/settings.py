@@ -58,7 +58,7 @@ class StudySettings(Finetunes):
     risk: Annotated[bool, Option("Run bridge.risk on every set.")] = True
     resamples: Annotated[int, Option("Resamples for the correlations' intervals."), Ge(0)] = 2000
     left_out: Annotated[tuple[LocalSet, ...], Option("Sets whose local files were not given.")] = ()
-    skill: Annotated[Options[OverlapSettings], Option("What the damage and the predictions are measured on.")] = _NOTHING
+    skill: Annotated[Options[OverlapSettings], Option("What damage and predictions are measured on.")] = _NOTHING
     overlap: Annotated[Options[OverlapSettings], Option("Further options of bridge.overlap.")] = _NOTHING
 
     def identity(self) -> dict[str, object]:
