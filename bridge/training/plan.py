@@ -1,21 +1,16 @@
-"""What decides a training, what may act in every step, what it logs and changes; no library is imported."""
+"""What decides a training, what it logs and changes; no library is imported."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
 from commands.options import require
 from commands.settings import Option, Settings
-
-if TYPE_CHECKING:
-    import torch
-
 
 Method = Literal["lora", "full"]
 OnStep = Callable[[int, Any], bool]
@@ -29,36 +24,6 @@ LoraDropout = Annotated[float, Ge(0), Lt(1)]
 TrainingSeed = Annotated[int, Ge(0), Lt(2**32)]
 
 _MICRO_BATCH = 4  # rows at a time unless told: what fits beside a small model on a laptop
-
-
-@runtime_checkable
-class StepHook(Protocol):
-    """Something that stands around every optimizer step of a training and may change what the step did.
-
-    While it is there, only its `trained` parameters are trained. What it needs to go on after a kill it saves into
-    each checkpoint.
-    """
-
-    @property
-    def trained(self) -> Sequence[torch.nn.Parameter]:
-        """The parameters that may move; of a LoRA model, some of its adapters'."""
-        ...
-
-    def before_step(self, done: int) -> None:
-        """Called with the number of steps done, before the gradient of the next one is computed."""
-        ...
-
-    def after_step(self, done: int) -> None:
-        """Called with the same number when the optimizer has moved the weights."""
-        ...
-
-    def save(self, folder: Path) -> None:
-        """Write what decides the rest of the training into a checkpoint's folder."""
-        ...
-
-    def load(self, folder: Path) -> None:
-        """Take over what `save` wrote."""
-        ...
 
 
 @dataclass(frozen=True)

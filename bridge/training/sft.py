@@ -19,8 +19,9 @@ import torch
 from bridge.data.samples import Sample
 from bridge.models.transformers_setup import quick_imports
 from bridge.training.arguments import arguments
+from bridge.training.hooks import StepHook
 from bridge.training.lent_model import given_back, quiet, without_dropout
-from bridge.training.plan import OnStep, Plan, StepHook, TrainingLog, is_likelihood
+from bridge.training.plan import OnStep, Plan, TrainingLog, is_likelihood
 from commands.errors import UserError, first_line
 from commands.progress import Progress
 from commands.store import write_json

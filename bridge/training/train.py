@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from bridge.data.samples import Sample
-from bridge.training.plan import OnStep, Plan, StepHook, TrainingLog
+from bridge.training.hooks import StepHook
+from bridge.training.plan import OnStep, Plan, TrainingLog
 from commands.errors import UserError
 from commands.progress import Progress
 from commands.store import Checkpoints

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from bridge.data.samples import Sample
 from bridge.models.load import LoadedModel
-from bridge.training.plan import OnStep, Plan, StepHook, TrainingLog, UpdateSummary
+from bridge.training.hooks import StepHook
+from bridge.training.plan import OnStep, Plan, TrainingLog, UpdateSummary
 from bridge.training.train import train, with_lora
 from commands.progress import Progress
 from commands.store import Folder

@@ -13,8 +13,7 @@ from annotated_types import Ge, Gt, Le, MinLen
 from bridge.deltas.choices import BASES, Basis, Scheme, Side, Vectors
 from bridge.experiments.labels import check_deltas, labelled_deltas
 from bridge.experiments.options import Device
-from bridge.models.loading import check_device_name
-from bridge.models.names import resolve
+from bridge.models.names import check_device_name, resolve
 from commands.errors import UserError
 from commands.options import chosen, require
 from commands.settings import Option, Settings

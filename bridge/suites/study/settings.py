@@ -36,6 +36,9 @@ _FINETUNE = (
 _HERE = "."  # stands for a row's change, which is not there yet
 
 
+_OVERLAP = Options(OverlapSettings)
+
+
 @dataclass(frozen=True, kw_only=True)
 class StudySettings(Finetunes):
     """One study: a fine-tune for every set, method and seed.
@@ -58,11 +61,9 @@ class StudySettings(Finetunes):
     resamples: Annotated[int, Option("Resamples for the correlations' intervals."), Ge(0)] = 2000
     left_out: Annotated[tuple[LocalSet, ...], Option("Sets whose local files were not given.")] = ()
     skill: Annotated[Options[OverlapSettings], Option("What the damage and the predictions are measured on.")] = (
-        Options(OverlapSettings)
-    )  # frozen
-    overlap: Annotated[Options[OverlapSettings], Option("Further options of bridge.overlap.")] = Options(
-        OverlapSettings
-    )  # frozen
+        _OVERLAP
+    )
+    overlap: Annotated[Options[OverlapSettings], Option("Further options of bridge.overlap.")] = _OVERLAP
 
     def identity(self) -> dict[str, object]:
         """The settings as the manifest of a run holds them: of the sets left out the names."""
