@@ -180,10 +180,8 @@ def _scaled(result: SafetySubspacesResult, comparison: Comparison) -> float:
 
 def _told(result: SafetySubspacesResult, comparison: Comparison) -> str:
     tell = _percent if result.is_share(comparison.measure) else number
-    return (
-        f"{comparison.measure}, {comparison.scheme}, fraction {comparison.fraction:g}: {tell(comparison.value)} against "
-        f"{tell(comparison.control)}"
-    )
+    values = f"{tell(comparison.value)} against {tell(comparison.control)}"
+    return f"{comparison.measure}, {comparison.scheme}, fraction {comparison.fraction:g}: {values}"
 
 
 def _both(result: SafetySubspacesResult, finetune: str) -> list[str]:

@@ -16,7 +16,6 @@ from bridge.experiments.utility.settings import Settings as UtilitySettings
 from bridge.models.names import resolve
 from bridge.suites.settings_file import Distinct, Faults, Kind, Options, SettingsFile, SuiteSettings, check_set
 from bridge.training.plan import Method
-from commands.errors import UserError
 from commands.options import require
 from commands.settings import Option
 
