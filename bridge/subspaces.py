@@ -17,7 +17,7 @@ MEMORY_ADVICE = "give --dtype float32 or --modules blocks"
 
 
 def energy(settings: EnergySettings, out: Out = None) -> None:
-    """How much of the energy of task updates the subspaces of the alignment update keep, and their cosines.
+    """Measure how much of the energy of task updates subspaces of the alignment update keep, and cosines.
 
     One decomposition of every matrix serves all fractions and bases. Beside every energy stands what an isotropic
     update would keep.
