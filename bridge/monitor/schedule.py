@@ -75,7 +75,7 @@ class Schedule:
         return step % self.every == 0 or step == self.max_steps
 
     def measures_subspaces(self, step: int, done: int, clock: Clock) -> bool:
-        """Whether the subspaces are measured, too; asked before the step, when `done` were made since the clock began."""
+        """Whether the subspaces are measured, too; asked before the step, `done` steps after the clock began."""
         if not self.measures(step) or self.subspaces_every == 0:
             return False
         if self.subspaces_every is not None:
