@@ -5,6 +5,8 @@
     python -m bridge.subspaces mso --alignment runs/align/A --update B=runs/finetune/B --update C=runs/finetune/C
 
 After "Safety Subspaces are Not Distinct" (arXiv 2505.14185). Weights are read tensor by tensor; no model is loaded.
+Each writes a run folder: manifest.json, settings.toml, its result as JSON, report.html and pictures; `project` has the
+projected change instead of pictures.
 """
 
 from __future__ import annotations
