@@ -102,7 +102,7 @@ def _share(count: int, total: int) -> tuple[float, list[float]]:
 
 
 def agreement(first: Sequence[Record], second: Sequence[Record]) -> Agreement:
-    """How two judges agree on the items that both scored."""
+    """Agreement of two judges on the items that both scored."""
     theirs = {record.item: record.score for record in second}
     pairs = [(r.score, theirs[r.item]) for r in first if r.score is not None and theirs[r.item] is not None]
     both = np.array(pairs, dtype=np.int64).reshape(-1, 2)
