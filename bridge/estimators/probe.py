@@ -14,9 +14,8 @@ small, the two policies agree on what they would draw.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,13 +30,14 @@ from bridge.estimators.scores import Parts, blocks_at_once
 from bridge.estimators.theta import Subject
 from bridge.estimators.utility_loss import token_divergence
 from bridge.models import blocks as models_blocks
+from bridge.models.blocks import inner_model
 from commands.errors import UserError
 
 Weights = Mapping[str, Tensor]
 """The weight matrices of theta by module name."""
 
 
-def trained_subject(model: Any, *, pad_id: int, batch_size: int, memory_bytes: int) -> Subject:
+def trained_subject(model: torch.nn.Module, *, pad_id: int, batch_size: int, memory_bytes: int) -> Subject:
     """Theta of a model in training: its adapters' A and B where it has some (peft), else its blocks' linear modules.
 
     Args:
@@ -50,9 +50,8 @@ def trained_subject(model: Any, *, pad_id: int, batch_size: int, memory_bytes: i
         UserError: where `bridge.estimators.taps.select_modules` cannot tell the linear modules.
 
     """
-    adapted = hasattr(model, "peft_config")
-    inner = model.get_base_model() if adapted else model
-    modules = taps.select_modules(inner, r"\.lora_[AB]\." if adapted else None)
+    inner = inner_model(model)
+    modules = taps.select_modules(inner, None if inner is model else r"\.lora_[AB]\.")
     return Subject(inner, modules, pad_id, batch_size, memory_bytes)
 
 
@@ -281,7 +280,7 @@ def _require_finite(what: str, values: Tensor) -> None:
 
 
 @contextmanager
-def measuring(model: Any, asking: Any = ()) -> Iterator[None]:
+def measuring(model: torch.nn.Module, asking: Iterable[Tensor] = ()) -> Iterator[None]:
     """A model in training as it is measured: evaluation mode, its own forward in its weights' own precision.
 
     No parameter asks for a gradient inside, but for those in `asking`; all is put back. A trainer that wraps the
@@ -295,8 +294,8 @@ def measuring(model: Any, asking: Any = ()) -> Iterator[None]:
         model.eval()
         for parameter, _ in asked:
             parameter.requires_grad_(False)
-        for parameter in asking:
-            parameter.requires_grad_(True)
+        for weight in asking:
+            weight.requires_grad_(True)
         with torch.autocast(device, enabled=False):
             yield
     finally:

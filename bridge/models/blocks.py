@@ -1,11 +1,21 @@
-"""Blocks of a model by the names of its modules: model.layers.3.self_attn.q_proj is of model.layers.3."""
+"""Parts of a model: its blocks, by the names of its modules, and the model inside of a PeftModel."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+    from transformers import PreTrainedModel
 
 _BLOCK = re.compile(r"^(.*?\.\d+)(\.|$)")  # model.layers.3.self_attn.q_proj -> model.layers.3
+
+
+def inner_model(model: Module) -> PreTrainedModel:
+    """The causal language model itself, inside a PeftModel or not."""
+    return cast("PreTrainedModel", getattr(model, "get_base_model", lambda: model)())
 
 
 def block_of(name: str) -> str:

@@ -6,12 +6,11 @@ import math
 from collections.abc import Mapping
 from numbers import Real
 from pathlib import Path
-from typing import Any
 
 from commands.errors import UserError
 
 
-def check_arguments(given: Mapping[str, Any]) -> None:
+def check_arguments(given: Mapping[str, object]) -> None:
     """Raise UserError, naming the argument, for values that no monitor can have."""
     whole = {"num_probe": 1, "max_new_tokens": 1, "seed": 0}
     whole |= {
@@ -21,8 +20,7 @@ def check_arguments(given: Mapping[str, Any]) -> None:
     }
     budget, stops = given["max_utility_loss"], given["on_budget"] == "stop"
     wanted: list[tuple[bool, str, str]] = [
-        (_is_whole(given[name]) and given[name] >= low, name, f"a whole number from {low}")
-        for name, low in whole.items()
+        (_is_whole(given[name], low), name, f"a whole number from {low}") for name, low in whole.items()
     ]
     wanted += [
         (given["responses"] in ("model", "rows"), "responses", "'model' or 'rows'"),
@@ -38,15 +36,15 @@ def check_arguments(given: Mapping[str, Any]) -> None:
             raise UserError(f"AlignmentMonitor: {name}: expected {expected}, got {given[name]!r}")
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _is_whole(value: object, low: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
 
 
-def _is_positive(value: Any) -> bool:
+def _is_positive(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) < math.inf
 
 
-def _names_a_folder(prefix: Any) -> bool:
+def _names_a_folder(prefix: object) -> bool:
     """Whether files of that name lie inside the folder that they are put into."""
     if not isinstance(prefix, str) or not prefix:
         return False

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import torch
+
+from bridge.models.transformers_setup import quick_imports
 from bridge.monitor.files import keep_weights
+
+with quick_imports():
+    from transformers import TrainerControl
+    from transformers.utils import PushToHubMixin
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +36,7 @@ class Budget:
     within: str | None = None
     stopped_at: int | None = None
 
-    def check(self, loss: float, step: int, control: Any) -> bool:
+    def check(self, loss: float, step: int, control: TrainerControl) -> bool:
         """Look at a measurement; ask the trainer to stop where it has to; whether its weights are to be kept."""
         if loss <= self.limit:
             self.over = False
@@ -46,21 +51,22 @@ class Budget:
             _log.warning("the training is stopped; last weights within the budget: %s", where)
         return False
 
-    def keep(self, folder: Path, step: int, *parts: Any, writes: bool = True) -> None:
-        """Keep the model, the first of the parts, and what else a folder of it has; those kept before are deleted.
+    def keep(
+        self, folder: Path, step: int, model: torch.nn.Module, *others: PushToHubMixin | None, writes: bool = True
+    ) -> None:
+        """Keep the model and what else a folder of it has; those kept before are deleted.
 
         writes: False in the processes that leave the files to the first one.
         """
         place = folder / f"step-{step}"
         if writes:
-            keep_weights(place, *parts)
+            keep_weights(place, model, *others)
         self.within = str(place)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, bool | str | None]:
         """What a resumed training needs."""
         return {"over": self.over, "within": self.within}
 
-    def take_over(self, saved: Mapping[str, Any]) -> None:
+    def take_over(self, over: bool, within: str | None) -> None:
         """Go on from what `state` gave: weights that later steps have replaced are none."""
-        self.over = saved["over"]
-        self.within = saved["within"] if saved["within"] and Path(saved["within"]).is_dir() else None
+        self.over, self.within = over, within if within and Path(within).is_dir() else None

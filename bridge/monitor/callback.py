@@ -22,6 +22,8 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch.nn import Module
+from torch.optim import Optimizer
 
 from bridge.data.samples import Sample
 from bridge.models.transformers_setup import quick_imports
@@ -37,9 +39,17 @@ from commands.errors import UserError
 from theory.damage_forecast import forecast_end
 
 with quick_imports():
-    from transformers import TrainerCallback
+    from transformers import (
+        PreTrainedTokenizerBase,
+        ProcessorMixin,
+        TrainerCallback,
+        TrainerControl,
+        TrainerState,
+        TrainingArguments,
+    )
     from transformers.trainer_callback import ExportableState
 
+Processing = PreTrainedTokenizerBase | ProcessorMixin
 OnBudget = Literal["warn", "stop"]
 _log = logging.getLogger(__name__)
 
@@ -69,8 +79,8 @@ class AlignmentMonitor(TrainerCallback, ExportableState):
         logits_dtype: str | None = None,
         seed: int = 0,
         prefix: str = "alignment",
-        tokenizer: Any = None,
-        model: Any = None,
+        tokenizer: Processing | None = None,
+        model: Module | None = None,
     ) -> None:
         """Choose what is watched, and how often.
 
@@ -116,7 +126,7 @@ class AlignmentMonitor(TrainerCallback, ExportableState):
         self._forget()
 
     def _forget(self) -> None:
-        self.history: list[dict[str, Any]] = []
+        self.history: list[dict[str, float]] = []
         self._run, self._clock = os.urandom(8).hex(), Clock()
         self._samples: list[Sample] = []
         self._accumulated, self._begun_at, self._subspaces_at = 0.0, 0, 0
@@ -138,7 +148,14 @@ class AlignmentMonitor(TrainerCallback, ExportableState):
     # ------------------------------------------------------------------------------------- training
 
     def on_train_begin(
-        self, args: Any, state: Any, control: Any, model: Any = None, processing_class: Any = None, **more: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Module | None = None,
+        processing_class: Processing | None = None,
+        lr_scheduler: object = None,
+        **_: object,
     ) -> None:
         """Draw the probe's responses and keep the base, or go on with those of the checkpoint."""
         model = self._model_of(model)
@@ -149,7 +166,7 @@ class AlignmentMonitor(TrainerCallback, ExportableState):
                 self._take_over(saved)
             self._schedule = self._make_schedule(state.max_steps, saved)
             self._watch(model, processing_class, None if saved is None else self._base_path(args), state)
-            left = remaining_learning_rate(more.get("lr_scheduler"), state.global_step, state.max_steps)
+            left = remaining_learning_rate(lr_scheduler, state.global_step, state.max_steps)
             self._end = None if left is None else self._accumulated + left
             began = time.monotonic()
             damage = of_first_process(self._watching.damage())
@@ -160,9 +177,11 @@ class AlignmentMonitor(TrainerCallback, ExportableState):
                 self._save_base(args)
         self._writer.stand_before_reporters(self)
         others = [entry for entry in self._entries(state) if entry["args"]["prefix"] != self._prefix]
-        state.stateful_callbacks[type(self).__name__] = others  # a list: the trainer adds to it when it saves
+        _callbacks_of(state)[type(self).__name__] = others  # a list: the trainer adds to it when it saves
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+    def on_step_begin(
+        self, args: object, state: TrainerState, control: object, model: Module | None = None, **_: object
+    ) -> None:
         """Keep theta where the leak of the step will be measured."""
         step, done = state.global_step + 1, state.global_step - self._begun_at
         if not self._planned.measures(step):
@@ -172,18 +191,27 @@ class AlignmentMonitor(TrainerCallback, ExportableState):
                 self._subspaces_at = step
                 self._watching.keep_step()
 
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
+    def on_optimizer_step(  # type: ignore[override]  # an optimizer is always given
+        self, args: object, state: object, control: object, *, optimizer: Optimizer, **_: object
+    ) -> None:
         """The learning rate of the step, before the schedule moves on."""
         self._accumulated += float(optimizer.param_groups[0]["lr"])
 
     def on_step_end(
-        self, args: Any, state: Any, control: Any, model: Any = None, processing_class: Any = None, **_: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Module | None = None,
+        processing_class: Processing | None = None,
+        **_: object,
     ) -> None:
         """Measure, ask the trainer to log, and look at the budget."""
         step = state.global_step
         if not self._planned.measures(step):
             return
-        with self._clock.stopped(_device_of(self._model_of(model))):
+        model = self._model_of(model)
+        with self._clock.stopped(_device_of(model)):
             try:
                 values = self._measure(step)
             except torch.OutOfMemoryError:
@@ -194,28 +222,32 @@ class AlignmentMonitor(TrainerCallback, ExportableState):
         values |= {} if overhead is None else {"overhead": overhead}
         self.history.append({"step": step, "accumulated_learning_rate": self._accumulated} | values)
         self._writer.write(step, {f"{self._prefix}/{name}": value for name, value in values.items()}, control)
-        with self._clock.stopped(_device_of(self._model_of(model))):
+        with self._clock.stopped(_device_of(model)):
             self._check_budget(values["utility_loss"], args, state, control, model, processing_class)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+    def on_log(
+        self, args: object, state: TrainerState, control: object, logs: dict[str, float] | None = None, **_: object
+    ) -> None:
         """Where no place before the reporters was found: at least into the history and onto the screen."""
         self._writer.on_log(args, state, control, logs)
 
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: object, **_: object) -> None:
         """See that a resumed training will find the base."""
-        state.stateful_callbacks[type(self).__name__] = []  # has been written; the trainer would only add to it
+        _callbacks_of(state)[type(self).__name__] = []  # has been written; the trainer would only add to it
         if state.is_world_process_zero:
             self._save_base(args)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+    def on_train_end(
+        self, args: object, state: TrainerState, control: object, model: Module | None = None, **_: object
+    ) -> None:
         """After a stop for the budget, put back the weights that were within it; let go of the base."""
         if self.stopped_at is not None:
             self._restore_or_base(self._model_of(model))
-        state.stateful_callbacks[type(self).__name__] = [*self._entries(state), self.state()]
+        _callbacks_of(state)[type(self).__name__] = [*self._entries(state), self.state()]
         self._writer.leave()
         self._watched = None
 
-    def restore(self, model: Any) -> None:
+    def restore(self, model: Module) -> None:
         """Set a model's weights to the last that were within the budget.
 
         Happens by itself when a budget ends the training: then, if there are none, to those of the base.
@@ -238,7 +270,7 @@ class AlignmentMonitor(TrainerCallback, ExportableState):
                 parameter.copy_(self._watched.base[name])
         _log.warning("no measured step was within the budget: the model's weights are those of its start again")
 
-    def _restore_or_base(self, model: Any) -> None:
+    def _restore_or_base(self, model: Module) -> None:
         """`restore` where nothing may end in an error, which would cost the user what follows the training."""
         try:
             self.restore(model)
@@ -249,15 +281,21 @@ class AlignmentMonitor(TrainerCallback, ExportableState):
             self.restore(model)
 
     def _check_budget(
-        self, loss: float, args: Any, state: Any, control: Any, model: Any, processing_class: Any
+        self,
+        loss: float,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Module,
+        processing_class: Processing | None,
     ) -> None:
         if self._budget is not None and self._budget.check(loss, state.global_step, control):
-            folder, parts = self._folder(args) / "within", (self._model_of(model), processing_class)
-            self._budget.keep(folder, state.global_step, *parts, writes=state.is_world_process_zero)
+            folder, writes = self._folder(args) / "within", state.is_world_process_zero
+            self._budget.keep(folder, state.global_step, model, processing_class, writes=writes)
 
     # ------------------------------------------------------------------------------------ beginning
 
-    def _model_of(self, model: Any) -> Any:
+    def _model_of(self, model: Module | None) -> Module:
         found = model if self._given_model is None else self._given_model
         if found is None:
             raise UserError("AlignmentMonitor: the trainer gives no model: give one with model=")
@@ -275,9 +313,11 @@ class AlignmentMonitor(TrainerCallback, ExportableState):
             raise ValueError("the training has not begun yet")
         return self._schedule
 
-    def _watch(self, model: Any, processing_class: Any, base: Path | None, state: Any) -> None:
-        tokenizer = processing_class if self._tokenizer is None else self._tokenizer
-        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a processor of images and text has one
+    def _watch(
+        self, model: Module, processing_class: Processing | None, base: Path | None, state: TrainerState
+    ) -> None:
+        given = processing_class if self._tokenizer is None else self._tokenizer
+        tokenizer = given.tokenizer if isinstance(given, ProcessorMixin) else given
         if tokenizer is None:
             raise UserError("AlignmentMonitor: the trainer has no processing_class: give the tokenizer with tokenizer=")
         if not self._samples:
@@ -341,7 +381,7 @@ class AlignmentMonitor(TrainerCallback, ExportableState):
         }  # fmt: skip
         return {name: value for name, value in named.items() if value is not None}
 
-    def _forecast(self, loss: float, state: Any) -> dict[str, float]:
+    def _forecast(self, loss: float, state: TrainerState) -> dict[str, float]:
         """The end's utility loss, but at the end; nothing before there are three measurements that can be used."""
         step = state.global_step
         if step >= state.max_steps:
@@ -358,11 +398,11 @@ class AlignmentMonitor(TrainerCallback, ExportableState):
 
     # ---------------------------------------------------------------------------------- checkpoints
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """What a checkpoint of the trainer keeps of the monitor (`trainer_state.json`)."""
         return {"args": self._settings, "attributes": {"_saved": self._now()}}
 
-    def _now(self) -> dict[str, Any]:
+    def _now(self) -> dict[str, object]:
         schedule = self._schedule
         kept = ("loss_seconds", "subspaces_seconds", "subspaces_done", "last_subspaces")
         return {
@@ -376,7 +416,7 @@ class AlignmentMonitor(TrainerCallback, ExportableState):
             "budget": None if self._budget is None else self._budget.state(),
         }
 
-    def _saved_state(self, state: Any) -> dict[str, Any] | None:
+    def _saved_state(self, state: TrainerState) -> dict[str, Any] | None:
         """This monitor's part of the checkpoint that the trainer resumes from, if any."""
         if state.global_step == 0:
             return None
@@ -394,9 +434,9 @@ class AlignmentMonitor(TrainerCallback, ExportableState):
         saved: dict[str, Any] = entries[-1]["attributes"]["_saved"]
         return saved
 
-    def _entries(self, state: Any) -> list[dict[str, Any]]:
+    def _entries(self, state: TrainerState) -> list[dict[str, Any]]:
         """What the trainer's state holds of monitors."""
-        found = state.stateful_callbacks.get(type(self).__name__, [])
+        found = _callbacks_of(state).get(type(self).__name__, [])
         return list(found) if isinstance(found, list) else [found]
 
     def _take_over(self, saved: Mapping[str, Any]) -> None:
@@ -405,15 +445,15 @@ class AlignmentMonitor(TrainerCallback, ExportableState):
         self._accumulated, self._begun_at = saved["accumulated"], saved["begun_at"]
         self._clock.own, self._clock.training = self._clock.own + saved["clock"][0], saved["clock"][1]
         if self._budget is not None and saved["budget"] is not None:
-            self._budget.take_over(saved["budget"])
+            self._budget.take_over(**saved["budget"])
 
-    def _folder(self, args: Any) -> Path:
-        return Path(args.output_dir) / f"{self._prefix}-monitor"
+    def _folder(self, args: TrainingArguments) -> Path:
+        return Path(args.output_dir or ".") / f"{self._prefix}-monitor"
 
-    def _base_path(self, args: Any) -> Path:
+    def _base_path(self, args: TrainingArguments) -> Path:
         return self._folder(args) / "base.safetensors"
 
-    def _save_base(self, args: Any) -> None:
+    def _save_base(self, args: TrainingArguments) -> None:
         path = self._base_path(args)
         if not (path.exists() and self._saved_run(path) == self._run):
             save_base(path, self._watching.base, self._run)
@@ -425,6 +465,9 @@ class AlignmentMonitor(TrainerCallback, ExportableState):
         return TensorFiles([path]).metadata.get("run")
 
 
-def _device_of(model: Any) -> torch.device:
-    device: torch.device = next(model.parameters()).device
-    return device
+def _callbacks_of(state: TrainerState) -> dict[str, Any]:
+    return vars(state)["stateful_callbacks"]  # declared a list, but a dict
+
+
+def _device_of(model: Module) -> torch.device:
+    return next(model.parameters()).device

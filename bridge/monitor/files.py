@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+from transformers.utils import PushToHubMixin
 
 from bridge.deltas.parameters import parameter_files
 from bridge.deltas.tensor_files import Entry, TensorFiles, write_tensors
@@ -42,7 +42,7 @@ def load_base(path: Path, model: torch.nn.Module, run: str) -> dict[str, Tensor]
     return {name: files.read(name) for name in wanted}
 
 
-def keep_weights(folder: Path, model: Any, *others: Any) -> None:
+def keep_weights(folder: Path, model: torch.nn.Module, *others: PushToHubMixin | None) -> None:
     """Save a model, or its adapters, and for instance its tokenizer in a folder; its siblings are deleted after that.
 
     The folder appears when it is whole: whatever ends the process, one of them can be read.
@@ -50,13 +50,13 @@ def keep_weights(folder: Path, model: Any, *others: Any) -> None:
     unfinished = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    if hasattr(model, "save_pretrained"):
+    if isinstance(model, PushToHubMixin):
         model.save_pretrained(unfinished)
     else:
         entries = [Entry(name, tuple(p.shape), p.dtype, p.detach) for name, p in model.named_parameters()]
         write_tensors(unfinished / SINGLE_FILE, entries, {"format": "pt"})
     for other in others:
-        if hasattr(other, "save_pretrained"):
+        if other is not None:
             other.save_pretrained(unfinished)
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
@@ -66,7 +66,7 @@ def keep_weights(folder: Path, model: Any, *others: Any) -> None:
 
 
 @torch.no_grad()
-def put_back(model: Any, folder: Path) -> None:
+def put_back(model: torch.nn.Module, folder: Path) -> None:
     """Set the model's weights, or its adapters', to those that `keep_weights` saved, in place.
 
     Raises:
@@ -78,7 +78,7 @@ def put_back(model: Any, folder: Path) -> None:
     if hasattr(model, "peft_config"):
         from peft import load_peft_weights, set_peft_model_state_dict
 
-        name = model.active_adapter
+        name: str = getattr(model, "active_adapter", "default")
         place = folder / name if (folder / name).is_dir() else folder  # where adapters of other names are saved
         try:
             found = load_peft_weights(str(place), device="cpu")

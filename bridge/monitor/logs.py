@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
 
 from bridge.models.transformers_setup import quick_imports
 
 with quick_imports():
-    from transformers import TrainerCallback
+    from transformers import TrainerCallback, TrainerControl, TrainerState
     from transformers.trainer_callback import CallbackHandler
 
 
@@ -24,12 +23,14 @@ class LogWriter(TrainerCallback):
     def __init__(self) -> None:
         self._pending: tuple[int, dict[str, float]] | None = None
 
-    def write(self, step: int, values: Mapping[str, float], control: Any) -> None:
+    def write(self, step: int, values: Mapping[str, float], control: TrainerControl) -> None:
         """Keep values for the logs of a step, and ask the trainer for these."""
         self._pending = (step, dict(values))
         control.should_log = True
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+    def on_log(
+        self, args: object, state: TrainerState, control: object, logs: dict[str, float] | None = None, **_: object
+    ) -> None:
         """The trainer's logs have been made: into what is reported of them, and into the history."""
         if self._pending is None or logs is None or self._pending[0] != state.global_step:
             return

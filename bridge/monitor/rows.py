@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bridge.data.chat import ChatFormat
 from bridge.data.conversations import Message, conversation, user
@@ -15,9 +17,10 @@ from bridge.data.rows import Row, RowSet, load_prompts, load_rows
 from bridge.data.samples import Sample, with_response
 from bridge.estimators.probe import measuring
 from bridge.generation.sampling import draw_responses, stream
+from bridge.models.blocks import inner_model
 from commands.errors import UserError
 
-Skill = str | Path | Sequence[Mapping[str, Any] | str]
+Skill = str | Path | Sequence[Mapping[str, object] | str]
 Responses = Literal["model", "rows"]
 _MAX_LENGTH = 1024  # tokens of prompt and response
 
@@ -33,7 +36,7 @@ class Drawn:
     seed: int
 
 
-def skill_samples(model: Any, tokenizer: Any, how: Drawn) -> list[Sample]:
+def skill_samples(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, how: Drawn) -> list[Sample]:
     """The probe's samples: prompts of the skill with responses drawn from the model at temperature 1, or the rows' own.
 
     Raises:
@@ -68,7 +71,7 @@ def skill_samples(model: Any, tokenizer: Any, how: Drawn) -> list[Sample]:
     ]
 
 
-def plain_skill(skill: Skill, responses: Responses) -> str | list[dict[str, Any]]:
+def plain_skill(skill: Skill, responses: Responses) -> str | list[dict[str, list[Message]]]:
     """A skill as JSON can hold it: a name, a path, or rows of nothing but their messages.
 
     Raises:
@@ -80,7 +83,7 @@ def plain_skill(skill: Skill, responses: Responses) -> str | list[dict[str, Any]
     return [{"messages": _messages(record, line, responses == "rows")} for line, record in enumerate(skill, start=1)]
 
 
-def _messages(record: Mapping[str, Any] | str, line: int, answered: bool) -> list[Message]:
+def _messages(record: Mapping[str, object] | str, line: int, answered: bool) -> list[Message]:
     try:
         if isinstance(record, str) and answered:
             raise ValueError('a prompt alone has no answer, which responses="rows" needs')
@@ -98,7 +101,7 @@ def _rows(skill: Skill, answered: bool) -> RowSet:
     return RowSet("skill", tuple(rows), "")
 
 
-def _check_positions(model: Any, longest: int) -> None:
+def _check_positions(model: PreTrainedModel, longest: int) -> None:
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if isinstance(limit, int) and longest > limit:
         raise UserError(
@@ -107,12 +110,7 @@ def _check_positions(model: Any, longest: int) -> None:
         )
 
 
-def inner_model(model: Any) -> Any:
-    """The causal language model itself, inside a PeftModel or not."""
-    return model.get_base_model() if hasattr(model, "peft_config") else model
-
-
-def pad_id(tokenizer: Any) -> int:
-    """Any id that can fill a row up."""
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """An id that can fill a row up."""
     found = tokenizer.pad_token_id
     return int(found if found is not None else tokenizer.eos_token_id or 0)

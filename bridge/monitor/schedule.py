@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
@@ -98,7 +97,7 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def remaining_learning_rate(scheduler: Any, done: int, max_steps: int) -> float | None:
+def remaining_learning_rate(scheduler: object, done: int, max_steps: int) -> float | None:
     """Sum of the learning rates of the steps that are still to come, of the first group of parameters.
 
     For schedules that are functions of the step (torch's LambdaLR: linear, cosine, constant and the like of

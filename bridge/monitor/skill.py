@@ -7,10 +7,9 @@ the parameters that are trained. All passes leave the training as it was (`bridg
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from bridge.estimators.scores import Parts
 from bridge.estimators.theta import Subject
 from bridge.estimators.utility_loss import token_divergence
 from bridge.models import blocks as models_blocks
-from bridge.monitor.rows import inner_model
+from bridge.models.blocks import inner_model
 from commands.errors import UserError
 from theory.projection_coefficients import SnapshotProjector, snapshot_projector
 
@@ -71,7 +70,7 @@ class WatchedSkill:
 
     def __init__(
         self,
-        model: Any,
+        model: torch.nn.Module,
         samples: Sequence[Sample],
         *,
         fill_id: int,
@@ -257,7 +256,7 @@ def _require_whole(trained: Mapping[str, Tensor]) -> None:
             )
 
 
-def _require_one_device(model: Any) -> None:
+def _require_one_device(model: torch.nn.Module) -> None:
     devices = sorted({str(parameter.device) for parameter in model.parameters()})
     if len(devices) > 1:
         raise UserError(
@@ -266,7 +265,7 @@ def _require_one_device(model: Any) -> None:
         )
 
 
-def _squared(part: Any, names: Mapping[str, Tensor]) -> float:
+def _squared(part: Parts, names: Mapping[str, Tensor]) -> float:
     """Squared norm of a vector given module by module, summed in float64."""
     return math.fsum(float(torch.linalg.vector_norm(part(name), dtype=torch.float64)) ** 2 for name in names)
 
@@ -293,7 +292,7 @@ def scores_at_once(
     def entering(module: torch.nn.Module, args: tuple) -> tuple:
         return (args[0].detach().requires_grad_(), *args[1:])  # the graph starts here: no parameter asks for it
 
-    def leaving(name: str) -> Any:
+    def leaving(name: str) -> Callable[[torch.nn.Module, tuple, Tensor], None]:
         def hook(module: torch.nn.Module, args: tuple, output: Tensor) -> None:
             x = args[0].detach()
 

@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from bridge.data.samples import Sample
 from bridge.deltas.factors import dense_inner
 from bridge.estimators.batches import Batch
 from bridge.estimators.utility_loss import measure_utility_loss
+from bridge.models.blocks import inner_model
 from bridge.models.load import LoadedModel
 from bridge.reports.results import Result
 from bridge.training.plan import Method, Plan, TrainingLog
@@ -206,18 +207,18 @@ class _Watch:
 
     def __init__(
         self,
-        model: Any,
+        model: torch.nn.Module,
         skill: Sequence[Batch],
         wanted: Sequence[int],
         memory_bytes: int,
         folder: Checkpoints,
         last: int,
     ) -> None:
-        adapted = hasattr(model, "peft_config")
-        self._model: torch.nn.Module = model.get_base_model() if adapted else model
+        self._model = inner_model(model)
         self._skill, self._wanted, self._memory, self._folder, self._last = skill, wanted, memory_bytes, folder, last
-        parameters: dict[str, Tensor] = dict(self._model.named_parameters())
-        self._trained = {name: p for name, p in parameters.items() if "lora_" in name or not adapted}
+        self._trained = {
+            name: p for name, p in self._model.named_parameters() if "lora_" in name or self._model is model
+        }
         # LoRA's B starts at 0: with the factors of the start the model is the base, to the last bit.
         self._start = {name: p.detach().clone() for name, p in self._trained.items()}
 
