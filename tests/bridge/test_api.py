@@ -160,7 +160,7 @@ def register(function, *given, **options):
 atexit.register = register
 before = dict(os.environ), logging.root.level, list(logging.root.handlers), list(warnings.filters)
 {importing}
-ours = [f for f in registered if getattr(f, "__module__", "").split(".")[0] in ("bridge", "commands", "theory")]
+ours = [f for f in registered if (getattr(f, "__module__", "") or "").split(".")[0] in ("bridge", "commands", "theory")]
 assert not ours, ours
 assert gc.get_freeze_count() == 0 and gc.isenabled()
 {after}
