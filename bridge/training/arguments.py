@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -48,7 +47,7 @@ _OWNED: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def check_overrides(overrides: Mapping[str, Any]) -> None:
+def check_overrides(overrides: Mapping[str, object]) -> None:
     """Raise UserError for a field that SFTConfig does not have, that is not the user's, or a value of another type."""
     fields = {f.name: f for f in dataclasses.fields(SFTConfig) if f.init and not f.name.startswith("_")}
     for name, value in overrides.items():
@@ -100,7 +99,7 @@ def arguments(plan: Plan, folder: Path, device: torch.device) -> SFTConfig:
         raise UserError(
             "--set activation_offloading: expected a GPU, whose activations are moved to the CPU, got the CPU"
         )
-    fields: dict[str, Any] = {
+    fields: dict[str, object] = {
         "output_dir": str(folder),
         "learning_rate": plan.learning_rate,
         "num_train_epochs": plan.epochs,
