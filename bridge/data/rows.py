@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from bridge.data.conversations import Message, transcript
 from bridge.data.hub_sets import hub_records
@@ -125,11 +124,11 @@ def _load_file(path: Path, name: str, known: NamedSet, skip_bad_rows: bool, answ
     return _row_set(name, source, records, known, digest, skip_bad_rows, answered)
 
 
-Parsed = tuple[int, Mapping[str, Any] | ValueError]
+Parsed = tuple[int, Mapping[str, object] | ValueError]
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-def _json_list(content: bytes) -> list[Any] | None:
+def _json_list(content: bytes) -> list[object] | None:
     """The list that a file holds as a whole, or None if it holds something else (JSON Lines, say)."""
     try:
         value = json.loads(content.removeprefix(_BYTE_ORDER_MARK))
@@ -138,7 +137,7 @@ def _json_list(content: bytes) -> list[Any] | None:
     return value if isinstance(value, list) else None
 
 
-def _list_entries(entries: list[Any], lists: bool) -> Iterator[Parsed]:
+def _list_entries(entries: list[object], lists: bool) -> Iterator[Parsed]:
     for number, entry in enumerate(entries, start=1):
         yield number, _as_record(entry, lists)
 
@@ -151,7 +150,7 @@ def _json_lines(content: bytes, lists: bool) -> Iterator[Parsed]:
             yield number, _record(raw, lists)
 
 
-def _record(raw: bytes, lists: bool) -> Mapping[str, Any] | ValueError:
+def _record(raw: bytes, lists: bool) -> Mapping[str, object] | ValueError:
     try:
         value = json.loads(raw.decode())
     except UnicodeDecodeError as error:
@@ -163,7 +162,7 @@ def _record(raw: bytes, lists: bool) -> Mapping[str, Any] | ValueError:
     return _as_record(value, lists)
 
 
-def _as_record(value: object, lists: bool) -> Mapping[str, Any] | ValueError:
+def _as_record(value: object, lists: bool) -> Mapping[str, object] | ValueError:
     if lists and isinstance(value, list):
         return {"messages": value}
     if not isinstance(value, dict):
@@ -174,7 +173,7 @@ def _as_record(value: object, lists: bool) -> Mapping[str, Any] | ValueError:
 def rows_of(
     name: str,
     source: str,
-    records: Sequence[Mapping[str, Any] | ValueError],
+    records: Sequence[Mapping[str, object] | ValueError],
     known: NamedSet,
     sha256: str,
     skip_bad_rows: bool,

@@ -97,7 +97,7 @@ def last_token_states(
 def _further_inputs(model: torch.nn.Module, attention_mask: Tensor) -> dict[str, Tensor | int]:
     """Positions counted from each row's first token, and logits of one position alone, where the model takes them."""
     known = inspect.signature(model.forward).parameters
-    wanted = {
+    wanted: dict[str, Tensor | int] = {
         "position_ids": (attention_mask.cumsum(1) - 1).clamp(min=0),
         "logits_to_keep": 1,
         "use_cache": False,

@@ -347,12 +347,12 @@ def contract_pairs(
     count, weight = len(order), module.get_parameter("weight")
     gram = torch.zeros(count, count, dtype=torch.float64, device=weight.device)
     inner = [_thin_inner(pairs, count, weight, _transposed(module), direction) for direction in directions]
-    dense = [k for k, direction in enumerate(directions) if isinstance(direction, Tensor)]
+    dense = {k: direction for k, direction in enumerate(directions) if isinstance(direction, Tensor)}
     for part, scores in score_chunks(pairs, module, count, chunk_bytes):
         flat = scores.flatten(1)
         gram += (flat @ flat.T).double()
-        for k in dense:
-            inner[k] += (flat @ _on(directions[k], weight)[part].to(flat.dtype).flatten()).double()
+        for k, direction in dense.items():
+            inner[k] += (flat @ _on(direction, weight)[part].to(flat.dtype).flatten()).double()
     back = torch.argsort(torch.tensor(order, device=weight.device))
     gram = (gram + gram.T)[back][:, back] / 2  # the product of a matrix with itself rounds asymmetrically
     return ModuleScores(gram, tuple(total[back] for total in inner))

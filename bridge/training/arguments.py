@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -99,7 +100,7 @@ def arguments(plan: Plan, folder: Path, device: torch.device) -> SFTConfig:
         raise UserError(
             "--set activation_offloading: expected a GPU, whose activations are moved to the CPU, got the CPU"
         )
-    fields: dict[str, object] = {
+    fields: dict[str, Any] = {
         "output_dir": str(folder),
         "learning_rate": plan.learning_rate,
         "num_train_epochs": plan.epochs,

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -144,7 +144,7 @@ class _Trainer(SFTTrainer):
     model: PreTrainedModel | PeftModel
     args: SFTConfig
 
-    def __init__(self, **options: object) -> None:
+    def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.remove_callback(PrinterCallback)
         # The loss is a sum over tokens divided by the tokens of the whole batch, for every architecture.
@@ -217,8 +217,8 @@ class _Trainer(SFTTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Weights of a checkpoint; peft would else ask the hub whether the vocabulary has grown."""
-        if hasattr(self.model, "peft_config"):
-            self.model.save_pretrained(output_dir, save_embedding_layers=False)
+        if isinstance(self.model, PeftModel):
+            self.model.save_pretrained(str(output_dir), save_embedding_layers=False)
         else:
             super()._save(output_dir, state_dict)
 
@@ -239,7 +239,7 @@ class _Hooked(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: object, **_: object) -> None:
         """Before `_Steps` makes the checkpoint whole."""
-        self._hook.save(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        self._hook.save(_checkpoint(args, state))
 
 
 class _Steps(TrainerCallback):
@@ -277,16 +277,16 @@ class _Steps(TrainerCallback):
             self._tick()
 
     def on_log(
-        self, args: SFTConfig, state: TrainerState, control: object, logs: dict[str, float] | None = None, **_: object
+        self, args: object, state: TrainerState, control: object, logs: dict[str, float] | None = None, **_: object
     ) -> None:
         """Ten lines where no bar can be drawn."""
         if logs and "loss" in logs and state.global_step in self._lines and not sys.stderr.isatty():
-            unit = " nats per token" if is_likelihood(vars(args)) else ""
+            unit = " nats per token" if is_likelihood(vars(self._trainer.args)) else ""
             self._progress.say(f"step {state.global_step} of {state.max_steps}: loss {logs['loss']:.4g}{unit}")
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """Make the checkpoint just written whole, then drop the others."""
-        path = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        path = _checkpoint(args, state)
         for file in [*path.rglob("*"), path, path.parent]:
             _sync(file)
         finished = control.should_training_stop or state.global_step >= state.max_steps
@@ -298,6 +298,10 @@ class _Steps(TrainerCallback):
         self._saved_at = time.monotonic()
         self._pause = max(_SAVE_EVERY_SECONDS, (self._saved_at - self._step_began) / _SAVE_SHARE)
         self._tick()
+
+
+def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
+    return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
 
 
 def _sync(path: Path) -> None:

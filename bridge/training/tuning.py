@@ -80,7 +80,7 @@ def _tune_lora(
     log = _train(adapted, loaded, samples, plan, folder, progress, on_step, make_hook)
 
     def fill(place: Path) -> None:
-        adapted.save_pretrained(place, save_embedding_layers=False)
+        adapted.save_pretrained(str(place), save_embedding_layers=False)
         (place / "README.md").unlink(missing_ok=True)  # a model card with blanks
         config = json.loads((place / "adapter_config.json").read_text())
         config["target_modules"] = sorted(config["target_modules"])  # peft's order differs from process to process
