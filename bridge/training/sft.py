@@ -33,15 +33,8 @@ with quick_imports():
     import datasets
     from peft import PeftModel
     from tokenizers import Tokenizer, models
-    from transformers import (
-        PreTrainedModel,
-        PreTrainedTokenizerFast,
-        TrainerCallback,
-        TrainerControl,
-        TrainerState,
-        TrainingArguments,
-    )
-    from transformers.trainer_callback import PrinterCallback
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainingArguments
+    from transformers.trainer_callback import PrinterCallback, TrainerCallback, TrainerControl, TrainerState
     from trl import SFTConfig, SFTTrainer
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -158,12 +151,9 @@ class _Trainer(SFTTrainer):
         """Checkpoints are scratch files and need no card."""
 
     def compute_loss(
-        self,
-        model: Module,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
+        self, model: Module, inputs: dict[str, Tensor], return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
-    ) -> Tensor | tuple[Tensor, object]:
+    ) -> Tensor | tuple[Tensor, object]:  # fmt: skip
         """On the CPU, the plain loss from the logits of response positions alone.
 
         trl's own computes every position, in chunks, twice: a quarter of the time of a small model.
