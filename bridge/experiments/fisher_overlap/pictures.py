@@ -49,11 +49,7 @@ def _panels(result: FisherOverlapResult, axes: np.ndarray) -> Iterator[tuple[Axe
 
 
 def _curve(
-    axis: Axes,
-    result: FisherOverlapResult,
-    values: Values,
-    band: tuple[Values, Values] | None = None,
-    **style: Any,
+    axis: Axes, result: FisherOverlapResult, values: Values, band: tuple[Values, Values] | None = None, **style: Any
 ) -> None:
     """A curve over the ranks, with its interval as a band."""
     axis.plot(result.ranks, _floats(values), **style)
