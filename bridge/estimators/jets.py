@@ -113,7 +113,7 @@ def _reverse_subtract(func: Callable, args: tuple, kwargs: dict) -> Jet:
     return _linear_pair(torch.sub, args[1], args[0])
 
 
-def _linear_pair(op: Callable, a: Tensor | float, b: Tensor | float) -> Jet:
+def _linear_pair(op: Callable, a: Tensor | int | float, b: Tensor | int | float) -> Jet:
     if isinstance(a, Jet) and isinstance(b, Jet):
         return Jet(*(op(x, y) for x, y in zip(a.parts, b.parts, strict=True)))
     if isinstance(a, Jet):
