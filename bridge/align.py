@@ -28,7 +28,7 @@ def main(
     settings: Settings,
     out: Out = None,
     name: Annotated[
-        str | None, typer.Option(help="What to call the result as a model. (default: MODEL-refusal)")
+        str | None, typer.Option(help="Name by which commands take the result as a model. (default: MODEL-refusal)")
     ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Take the place of another model of that name.")] = False,
 ) -> int:

@@ -152,7 +152,7 @@ class Model:
         folder: Place = None,
         **options: object,
     ) -> AicResult:
-        """How a planned fine-tune would start to move a skill (`python -m bridge.estimate_aic`).
+        """Measure how a planned fine-tune would start to move a skill (`python -m bridge.estimate_aic`).
 
         Args:
             skill: what to protect: `samples`, or a set.
@@ -175,7 +175,7 @@ class Model:
         return self._run(Given(Settings, options).skills(skills or ("refusals",)), run, folder)
 
     def fisher_overlap(self, *skills: Data, folder: Place = None, **options: object) -> FisherOverlapResult:
-        """Whether the sharp directions of skills belong to one alone (`python -m bridge.fisher_overlap`)."""
+        """Measure whether sharp directions of skills are of one alone (`python -m bridge.fisher_overlap`)."""
         from bridge.experiments.fisher_overlap.run import run
         from bridge.experiments.fisher_overlap.settings import Settings
 
@@ -189,7 +189,7 @@ class Model:
         folder: Place = None,
         **options: object,
     ) -> OverlapResult:
-        """How far weight changes moved into a skill's sensitive directions (`python -m bridge.overlap`).
+        """Measure how far weight changes moved into a skill's sensitive directions (`python -m bridge.overlap`).
 
         Args:
             skill: what to protect: `samples`, or a set.
@@ -370,7 +370,7 @@ def finetune(model: str | Path, data: Data = "benign", *, folder: str | Path, **
 
 
 def energy(task: Change | Mapping[str, Change], *, folder: str | Path, **options: object) -> EnergyResult:
-    """How much of task updates the subspaces of the alignment update keep (`python -m bridge.subspaces energy`)."""
+    """Measure how much of task updates the alignment update's subspaces keep (`python -m bridge.subspaces energy`)."""
     from bridge.experiments.subspaces.energy import run
     from bridge.experiments.subspaces.settings import EnergySettings
 

@@ -3,7 +3,7 @@
     python -m bridge.overlap --model smollm2-135m-refusal --delta runs/finetune/A --delta runs/finetune/B
 
 Writes a run folder: manifest.json, settings.toml, overlap.json, statistics.npz, samples.jsonl, scores.png, modules.png,
-damage.png and report.html.
+damage.png and report.html; with --refusals also refusals.jsonl.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
     python -m bridge.safety_subspaces --settings offline
 
 Experiments 1 to 3 of "Safety Subspaces are Not Distinct" (arXiv 2505.14185). Writes a run folder: manifest.json,
-safety_subspaces.json, tables.md, tables.csv, figure2.png, figure3.png, figure4.png, energy.png, report.html, records/
-(every response of every model) and finetunes/ (a run folder of bridge.finetune for each fine-tune).
+settings.toml, safety_subspaces.json, tables.md, tables.csv, figure2.png, figure3.png, figure4.png, by_energy.png,
+energy.png, report.html, records/ (every response of every model), finetunes/ (a run folder of bridge.finetune for each
+fine-tune), and energy/ and mso/ (run folders of bridge.subspaces).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import typer
 
 from bridge.suites.safety_subspaces.settings import SHIPPED, read_settings
 from commands.cli import run_command
-from commands.options import command_of
+from commands.options import Out, command_of
 
 MEMORY_ADVICE = "lower batch_size of [utility] and [harmfulness], or micro_batch_size of [finetune], in the settings"
 
@@ -25,7 +26,7 @@ def main(
     settings: Annotated[
         str, typer.Option(help=f"A TOML file, or settings that come with the package: {', '.join(SHIPPED)}.")
     ] = "offline",
-    out: Annotated[Path | None, typer.Option(help="Run folder. (default: runs/safety_subspaces/SETTINGS-HASH)")] = None,
+    out: Out = None,
 ) -> int:
     """Fine-tune an aligned model, project the changes of its weights, and measure utility and harmfulness of each part.
 
@@ -34,11 +35,9 @@ def main(
     items; the same command asks again.
     """
     read = read_settings(settings)
-    from bridge.suites.safety_subspaces.run import (
-        run,  # torch takes a second or two: wrong input should not wait for it
-    )
+    from bridge.suites.safety_subspaces.run import run  # torch takes a while: wrong input should not wait for it
 
-    return 0 if run(read, Path(settings).stem, out) else 1
+    return 1 if run(read, Path(settings).stem, out).unanswered else 0
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@
     python -m bridge.subspaces mso --alignment runs/align/A --update B=runs/finetune/B --update C=runs/finetune/C
 
 After "Safety Subspaces are Not Distinct" (arXiv 2505.14185). Weights are read tensor by tensor; no model is loaded.
+Each writes a run folder: manifest.json, settings.toml, its result as JSON, report.html and pictures; `project` has the
+projected change instead of pictures.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ MEMORY_ADVICE = "give --dtype float32 or --modules blocks"
 
 
 def energy(settings: EnergySettings, out: Out = None) -> None:
-    """How much of the energy of task updates the subspaces of the alignment update keep, and their cosines.
+    """Measure how much of the energy of task updates subspaces of the alignment update keep, and cosines.
 
     One decomposition of every matrix serves all fractions and bases. Beside every energy stands what an isotropic
     update would keep.

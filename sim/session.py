@@ -19,7 +19,7 @@ from commands.store import RunFolder, short_hash, write_atomically, write_json
 
 Plot = Annotated[bool, typer.Option("--plot", help="Draw the picture into the run folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of the table.")]
-Seed = Annotated[int, typer.Option(help="Of everything random.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Out = Annotated[Path | None, typer.Option(help="Run folder. (default: runs/sim.COMMAND/HASH of the settings)")]
 
 _MEMORY_ADVICE = "lower the dimension or the number of trajectories"

@@ -121,7 +121,7 @@ def _bend(x: Float[np.ndarray, " T"], other: Float[np.ndarray, " U"]) -> Float[n
 def _quantile(
     weights: Float[np.ndarray, " G"], means: Float[np.ndarray, " G"], deviations: Float[np.ndarray, " G"], p: float
 ) -> float:
-    """Of a mixture of normal distributions."""
+    """Quantile of a mixture of normal distributions."""
     far = special.ndtri(max(p, 1 - p)) + 1.0
     low, high = float((means - far * deviations).min()), float((means + far * deviations).max())
     return float(optimize.brentq(lambda z: float(weights @ special.ndtr((z - means) / deviations)) - p, low, high))

@@ -1,7 +1,7 @@
 """Effective rank against the number of samples: what a spectrum from N samples can say about low rank.
 
 N samples show at most N directions, so a decaying spectrum alone says nothing. A Fisher matrix of low rank shows an
-effective rank that stops to grow with N; a full one shows an effective rank near N whatever N is. Unequal norms and a
+effective rank that stops growing with N; a full one shows an effective rank near N whatever N is. Unequal norms and a
 common mean score also hold the effective rank down, so the same is taken of scores of unit norm without their mean.
 """
 

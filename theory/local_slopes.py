@@ -16,7 +16,7 @@ LAWS: Mapping[str, tuple[float, float]] = {"quadratic": (2.0, 0.2), "quartic": (
 """Exponent of each law, and how far a local exponent may be from it."""
 NEITHER = "neither"
 READ_WITHIN = 0.05
-"""Of a measured loss at most, that rounding may make of it, for its ratio and exponent to be read."""
+"""Largest share of a measured loss that rounding may make of it, for its ratio and exponent to be read."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ class Dataset(Protocol):
     column_names: list[str]
 
     def __len__(self) -> int:
-        """How many rows."""
+        """Number of rows."""
 
     def __iter__(self):  # type: ignore[no-untyped-def]
         """The rows."""

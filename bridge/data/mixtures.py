@@ -105,7 +105,7 @@ def _other(own: RowSet, other: RowSet) -> RowSet:
 
 
 def _usable(rows: RowSet, fmt: ChatFormat, max_length: int, skip_bad_rows: bool) -> int:
-    """How many rows can be drawn; where bad ones are an error, drawing one tells."""
+    """Number of rows that can be drawn; where bad ones are an error, drawing one tells."""
     if not skip_bad_rows:
         return len(rows.rows)
     return len(encode_rows(rows, fmt, None, max_length, 0, skip_bad_rows).samples)

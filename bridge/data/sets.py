@@ -247,5 +247,5 @@ def unknown_name(name: str) -> UserError:
 
 
 def local_copy(name: str) -> str:
-    """How to give a local copy of a set, as the end of a message."""
+    """Say how to give a local copy of a set, as the end of a message."""
     return f"give a local copy as {name}=FILE (JSON Lines with {' and '.join(NAMED_SETS[name].fields)})"

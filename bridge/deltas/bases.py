@@ -137,7 +137,7 @@ def thin_svd(update: Update, dtype: torch.dtype, device: str = "cpu") -> tuple[T
 
 
 def numerical_rank(values: Tensor, dtype: torch.dtype) -> int:
-    """How many singular values are above rounding: r eps s_1, eps of the dtype in which they were computed.
+    """Number of singular values above rounding: r eps s_1, eps of the dtype in which they were computed.
 
     A direction beyond it is arbitrary, so that it belongs to no basis.
     """

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 CHUNK = 1 << 24
-"""How many numbers of a whole matrix are held in float64 at once."""
+"""Most numbers of a whole matrix that are held in float64 at once."""
 
 
 def dense_inner(left: Tensor, right: Tensor) -> float:

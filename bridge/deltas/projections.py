@@ -94,7 +94,7 @@ class ProjectedDelta(WeightDelta):
         )
 
     def _directions(self, chosen: Collection[str]) -> dict[str, int]:
-        """How many directions the basis has in each matrix."""
+        """Number of directions that the basis has in each matrix."""
         found = {}
         for name in chosen:
             if name not in self.alignment.names:

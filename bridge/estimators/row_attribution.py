@@ -193,7 +193,7 @@ def measure_row_losses(
 def measure_exact_leak(
     subject: Subject, skill: Sequence[Sample], velocity: Direction, folder: Checkpoints, progress: Progress
 ) -> dict[str, Float[np.ndarray, " N"]]:
-    """How the update moves the policy on every sample of the skill, by forward mode (`bridge.estimators.first_order`).
+    """Measure how the update moves the policy on every sample of the skill, by `bridge.estimators.first_order`.
 
     Returns:
         "variance": sum_t Var_t(z'), whose mean is leak^2 without the noise of the tokens drawn, and "first": s_i . v.

@@ -127,7 +127,7 @@ def _as_arrays(found: dict[str, taps.ModuleScores], names: Sequence[str]) -> dic
 
 
 def blocks_at_once(subject: Subject, batches: Sequence[Batch]) -> int:
-    """How many blocks' inputs and output gradients fit in half the memory that the user allows."""
+    """Number of blocks whose inputs and output gradients fit in half the memory that the user allows."""
     width = getattr(getattr(subject.model, "config", None), "hidden_size", None)
     widest = width or max(max(weight.shape) for weight in subject.weights.values())
     itemsize = next(iter(subject.weights.values())).element_size()

@@ -40,7 +40,7 @@ class Subject:
 
     @property
     def chunk_bytes(self) -> int:
-        """How much of one module's scores may stand in memory at once."""
+        """Most bytes of one module's scores that may stand in memory at once."""
         # Small pieces stay near a CPU's caches, and in memory that its allocator keeps; a GPU wants large ones.
         return min(self.memory_bytes // 8, 2**25 if self.device.type == "cpu" else 2**30)
 

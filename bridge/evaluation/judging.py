@@ -13,19 +13,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-from annotated_types import Ge, Gt
+from typing import TYPE_CHECKING
 
 from bridge.evaluation import providers
 from bridge.evaluation.judges import REFUSAL, Judge, read_score
+from bridge.evaluation.limits import Limits
 from bridge.evaluation.providers import MAX_TOKENS, Provider, contained, open_provider, writable
 from bridge.evaluation.records import Record
 from bridge.evaluation.redaction import without_secrets
 from bridge.evaluation.refusals import is_refusal
 from commands.errors import UserError
 from commands.progress import Progress
-from commands.settings import Option, Settings
 
 if TYPE_CHECKING:
     from inspect_ai import Task
@@ -34,30 +32,6 @@ if TYPE_CHECKING:
     from inspect_ai.solver import Generate, Solver, TaskState
 
 _DOUBTED = 3  # items in a row that meet 403 or 404 before any is answered: it is the key or the model
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits(Settings):
-    """The judges: how patiently they are asked; this decides no score."""
-
-    attempts: Annotated[int, Option("Requests to a judge for one item before it counts as failed."), Ge(1)] = 6
-    timeout: Annotated[
-        float, Option("Seconds that a judge may take for one request.", wanted="a positive number of seconds"), Gt(0)
-    ] = 120.0
-    backoff: Annotated[
-        float,
-        Option("Seconds before the second request for an item; doubled.", wanted="a positive number of seconds"),
-        Gt(0),
-    ] = 2.0
-    longest_wait: Annotated[
-        float,
-        Option("Longest wait before a request, also by Retry-After.", wanted="a positive number of seconds"),
-        Gt(0),
-    ] = 300.0
-    connections: Annotated[int, Option("Requests to a judge at a time."), Ge(1)] = 16
-    give_up: Annotated[
-        int, Option("Items in a row without an answer that end the run; 0 to list them and go on."), Ge(0)
-    ] = 20
 
 
 class _Unusable(Exception):

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from theory.proportions import wilson_interval
 
 SENTENCES = 3
-"""How many sentences from the beginning are read, ..."""
+"""Number of sentences from the beginning that are read, ..."""
 LONGEST = 600
 """... and no more than so many characters."""
 
@@ -35,7 +35,7 @@ class Match:
 
 @dataclass(frozen=True)
 class RefusalRate:
-    """How many of the responses are refusals, and Wilson's 95 % interval of their share."""
+    """Number of responses that are refusals, and Wilson's 95 % interval of their share."""
 
     refused: int
     total: int
@@ -150,7 +150,7 @@ def is_refusal(response: str) -> Match | None:
 
 
 def refusal_rate(responses: Sequence[str]) -> RefusalRate:
-    """How many responses are refusals by `is_refusal`; raises ValueError if there are none to count."""
+    """Count the responses that are refusals by `is_refusal`; raises ValueError if there are none to count."""
     if not responses:
         raise ValueError("a refusal rate needs at least one response")
     refused = sum(is_refusal(text) is not None for text in responses)

@@ -85,7 +85,7 @@ def _require_one_device(model: Any) -> None:
 
 
 def _hash(model: Any, name: str) -> str:
-    """Of the files that the model was loaded from, if its weights are still theirs; else of the weights themselves."""
+    """Hash of the files that the model was loaded from, if its weights are still theirs; else of the weights."""
     try:
         source = resolve(name)
     except UserError:

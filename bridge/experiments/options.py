@@ -17,10 +17,10 @@ from commands.options import require
 from commands.settings import Option, Settings
 
 Seed = Annotated[int, Option("Seed of the choice of rows, of what is drawn, and of resamples."), Ge(0)]
-Model = Annotated[str, Option("Alias, hub name, local folder, GGUF file, or random:ALIAS.")]
+Model = Annotated[str, Option("The model: alias, hub name, local folder, GGUF file, or random:ALIAS.")]
 Dtype = Annotated[
     Literal["float32", "bfloat16", "float16", "float64"] | None,
-    Option("float32, bfloat16, float16 or float64. (default: float32)"),
+    Option("Type of the weights: float32, bfloat16, float16 or float64. (default: float32)"),
 ]
 Delta = Annotated[
     str | None,
@@ -29,9 +29,11 @@ Delta = Annotated[
         "folder of the changed model."
     ),
 ]
-Device = Annotated[str | None, Option("cpu, cuda, cuda:N. (default: the GPU if there is one)")]
+Device = Annotated[str | None, Option("Where to compute: cpu, cuda, cuda:N. (default: the GPU if there is one)")]
 Skill = Annotated[str, Option("What to protect: refusals, NAME=FILE or FILE.jsonl.")]
-Optimizer = Annotated[Literal["sgd", "adamw"], Option("Gradient flow, or AdamW's preconditioned flow.")]
+Optimizer = Annotated[
+    Literal["sgd", "adamw"], Option("Optimizer of the fine-tune: gradient flow, or AdamW's preconditioned flow.")
+]
 AdamBatchSize = Annotated[
     int,
     Option("Rows in a batch of AdamW, whose gradients' squares scale it; fewer in a set of few rows."),
@@ -90,7 +92,7 @@ class Answers(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Responses(Settings):
-    """The skill: its rows, and the responses that the model draws at their prompts."""
+    """The skill: its rows, and the responses drawn at their prompts."""
 
     num_skill: Annotated[int, Option("Rows of each skill (the paper takes 100)."), Ge(1)] = 64
     draws: Annotated[int, Option("Responses drawn at each prompt (sampled Fisher)."), Ge(1)] = 1
@@ -108,7 +110,7 @@ class SkillSampling(Responses):
 
     fisher: Annotated[
         Literal["sampled", "empirical"],
-        Option("Responses drawn from the model (what the theory means), or the data's (the paper's)."),
+        Option("Whose responses: drawn from the model (what the theory means), or the data's (the paper's)."),
     ] = "sampled"
 
     def check_together(self) -> None:

@@ -37,7 +37,7 @@ class Options(Protocol):
 
     @property
     def dtype(self) -> str | None:
-        """Of its weights."""
+        """Type of its weights."""
 
     @property
     def device(self) -> str | None:
@@ -45,7 +45,7 @@ class Options(Protocol):
 
     @property
     def seed(self) -> int:
-        """Of the random streams."""
+        """Seed of the random streams."""
 
     @property
     def skip_bad_rows(self) -> bool:

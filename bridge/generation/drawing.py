@@ -37,7 +37,7 @@ class AsksForResponses(Protocol):
 
     @property
     def seed(self) -> int:
-        """Of the random streams."""
+        """Seed of the random streams."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 CACHE_VARIABLE = "ALIGNMENT_COLLAPSE_CACHE"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-"""Of the file that the default model is made from."""
+"""sha256 of the file that the default model is made from."""
 
 Report = Callable[[str], None]
 """Is given lines about slow steps."""

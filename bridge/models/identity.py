@@ -27,6 +27,6 @@ def model_identity(loaded: LoadedModel) -> dict[str, object]:
 
 
 def positions_of(loaded: LoadedModel) -> int | None:
-    """How many positions a model has, where its configuration limits them."""
+    """Number of positions that a model has, where its configuration limits them."""
     limit = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     return limit if isinstance(limit, int) else None

@@ -74,7 +74,7 @@ class Schedule:
         return step % self.every == 0 or step == self.max_steps
 
     def measures_subspaces(self, step: int, done: int, clock: Clock) -> bool:
-        """Whether the subspaces are, too; asked before the step, when `done` were made since the clock began."""
+        """Whether the subspaces are measured, too; asked before the step, `done` steps after the clock began."""
         if not self.measures(step) or self.subspaces_every == 0:
             return False
         if self.subspaces_every is not None:
@@ -83,7 +83,7 @@ class Schedule:
         return affordable > self.subspaces_done and step * affordable >= (self.subspaces_done + 1) * self.max_steps
 
     def _affordable(self, step: int, done: int, clock: Clock) -> int:
-        """How many more measurements of the subspaces fit into what is allowed for the whole training."""
+        """Number of further measurements of the subspaces that fit into what is allowed for the training."""
         if done == 0 or clock.training <= 0 or not self.loss_seconds:
             return 0
         whole = clock.training / done * self.max_steps

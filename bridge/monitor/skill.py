@@ -133,12 +133,12 @@ class WatchedSkill:
 
     @property
     def logits_bytes(self) -> int:
-        """Of the base's logits."""
+        """Bytes of the base's logits."""
         return sum(logits.nbytes for logits in self._logits)
 
     @property
     def weights_bytes(self) -> int:
-        """Of the base's weights."""
+        """Bytes of the base's weights."""
         return sum(weight.nbytes for weight in self.base.values())
 
     @property

@@ -26,5 +26,5 @@ def step(t: float, rate: float) -> str:
 
 
 def against_chance(value: float, chance: float | None) -> str:
-    """How many times a random direction's value a value is."""
+    """Say how many times a random direction's value a value is."""
     return f"{number(value / chance)} times a random direction's" if chance else "a random direction's is 0"

@@ -58,7 +58,7 @@ class Finetunes(SuiteSettings):
     ] = ()
     finetune: Annotated[Options[FinetuneSettings], Option("Options of bridge.finetune.")] = _NOTHING
     finetune_by_method: Annotated[
-        Mapping[Method, Options[FinetuneSettings]], Option("The same for one method alone.")
+        Mapping[Method, Options[FinetuneSettings]], Option("Options of bridge.finetune for one method alone.")
     ] = field(default_factory=dict)
 
     def finetune_options(self, method: Method, chosen: TrainingSet) -> Options[FinetuneSettings]:
@@ -139,7 +139,7 @@ class Reading:
 
 
 def _has_texts(entry: Mapping[str, object], keys: Collection[str]) -> bool:
-    """Whether a set names its data, and these keys have texts."""
+    """Check that a set names its data, and that these keys have texts."""
     return "data" in entry and all(isinstance(entry.get(key, ""), str) for key in keys)
 
 

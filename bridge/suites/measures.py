@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from bridge.experiments.harmfulness.result import HarmfulnessResult, Scores
+from bridge.experiments.harmfulness.result import Judged, Scores
 from bridge.experiments.overlap.result import ChangeOverlap
 from bridge.experiments.utility.result import Counts
 from bridge.reports.numbers import number
@@ -85,7 +85,7 @@ def overlap(change: ChangeOverlap, num_samples: int) -> Measures:
     return scores
 
 
-def verdicts(found: HarmfulnessResult) -> Measures:
+def verdicts(found: Judged) -> Measures:
     """What each judge found; the judge "refusal" gives a refusal rate.
 
     Where some items have no score, the measure's note gives the bounds of the mean over all items.

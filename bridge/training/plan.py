@@ -31,21 +31,21 @@ class Plan(Settings):
     `bridge.training.arguments.check_overrides`.
     """
 
-    method: Annotated[Method, Option("Low-rank adapters, or all weights.")]
-    learning_rate: Annotated[LearningRate, Option("Highest of the schedule.")]
+    method: Annotated[Method, Option("What is trained: low-rank adapters, or all weights.")]
+    learning_rate: Annotated[LearningRate, Option("Highest learning rate of the schedule.")]
     epochs: Annotated[Epochs, Option("Passes over the rows.")] = 3.0
     max_steps: Annotated[Count | None, Option("Optimizer steps, in place of the epochs.")] = None
     batch_size: Annotated[Count, Option("Rows of one step.")] = 8
     micro_batch_size: Annotated[
         Count | None, Option("Rows computed at a time: memory and rounding only; None for a divisor up to 4.")
     ] = None
-    scheduler: Annotated[str, Option("How the learning rate changes over the steps.")] = "linear"
-    warmup: Annotated[float, Option("Steps, or a share of them below 1."), Ge(0)] = 0.0
-    weight_decay: Annotated[float, Option("Of the optimizer."), Ge(0)] = 0.0
-    max_grad_norm: Annotated[float, Option("Where gradients are clipped; 0 for nowhere."), Ge(0)] = 1.0
+    scheduler: Annotated[str, Option("Schedule of the learning rate over the steps.")] = "linear"
+    warmup: Annotated[float, Option("Steps of the warm-up, or a share of all below 1."), Ge(0)] = 0.0
+    weight_decay: Annotated[float, Option("Weight decay of the optimizer."), Ge(0)] = 0.0
+    max_grad_norm: Annotated[float, Option("Norm at which gradients are clipped; 0 for none."), Ge(0)] = 1.0
     optimizer: Annotated[str, Option("The optimizer.")] = "adamw_torch"
     lora_rank: Annotated[Count, Option("Rank of the adapters.")] = 16
-    lora_alpha: Annotated[LoraAlpha, Option("Scale of the adapters is alpha / rank.")] = 32.0
+    lora_alpha: Annotated[LoraAlpha, Option("Alpha of the adapters, whose scale is alpha / rank.")] = 32.0
     lora_dropout: Annotated[LoraDropout, Option("Dropout before the adapters.")] = 0.0
     lora_targets: Annotated[
         str | None, Option("Regular expression for the modules that get an adapter; None for all in the blocks.")

@@ -30,7 +30,7 @@ _DRAWN = 200  # points of a discrete curve that are kept
 
 @dataclass(frozen=True)
 class Options:
-    """Of the command.
+    """The options of the command.
 
     Attributes:
         dimension: n of the softmax problem.

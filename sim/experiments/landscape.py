@@ -27,7 +27,7 @@ _MARGIN = 0.25  # around the paths, of their extent
 
 @dataclass(frozen=True)
 class Options:
-    """Of the command.
+    """The options of the command.
 
     Attributes:
         sharpness: lambda.

@@ -49,7 +49,7 @@ _SUBSPACES = 8
 
 @dataclass(frozen=True)
 class Options:
-    """Of the command.
+    """The options of the command.
 
     Attributes:
         width: the parameters are a matrix of width x width.

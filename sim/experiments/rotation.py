@@ -31,7 +31,7 @@ _ROUNDING = 1e-10  # of its natural scale: a rate below is rounding
 
 @dataclass(frozen=True)
 class Options:
-    """Of the command.
+    """The options of the command.
 
     Attributes:
         dials: sharpness, coupling, curvature and dimension; no overlap, no tail.
@@ -201,7 +201,7 @@ def _bounds(bound: Callable[[float, float], float], changes: np.ndarray, gap: fl
 
 
 def _largest_ratio(measured: np.ndarray, bound: np.ndarray) -> float | None:
-    """Of measured over bound, where the bound is above rounding; None if it is so nowhere."""
+    """Largest measured over bound, where the bound is above rounding; None if it is so nowhere."""
     used = bound > _TURN_ROUNDING
     return float((measured[used] / bound[used]).max()) if used.any() else None
 

@@ -202,7 +202,7 @@ class FlatSkill:
     risk: float = 1.0
 
     def law(self, space: int = 0) -> OverlapLaw:
-        """Of the energy in one eigenspace, for a random direction."""
+        """Law of the energy in one eigenspace, for a random direction."""
         return OverlapLaw(int(self.multiplicities.sum()), int(self.multiplicities[space]))
 
     def loss(self) -> float:

@@ -20,7 +20,7 @@ from commands.settings import Settings as Options
 
 SETS = {"useful": "arithmetic-heldout", "harmful": "refusals-heldout"}
 LEAST_PROMPTS = 4
-"""Of a set: two halves of two."""
+"""Fewest prompts of a set: two halves of two."""
 
 DEPTH = (0.65, 0.90)
 """The layers of Safety Subspaces are Not Distinct (arXiv 2505.14185), as shares of the depth."""

@@ -32,25 +32,27 @@ class Settings(Rows):
     heldout_benign: Annotated[str, Option("Harmless requests that it is not trained on.")] = "benign-heldout"
     target_refusals: Annotated[
         float,
-        Option("Stop once this share of the held-out unsafe requests is refused, ...", wanted="a share in (0, 1]"),
+        Option("Share of the held-out unsafe requests that must be refused to stop, ...", wanted="a share in (0, 1]"),
         Gt(0),
         Le(1),
     ] = 0.9
     limit_benign: Annotated[
         float,
-        Option("... and no more than this share of the held-out harmless ones.", wanted="a share in [0, 1)"),
+        Option("... and share of the held-out harmless ones that may be.", wanted="a share in [0, 1)"),
         Ge(0),
         Lt(1),
     ] = 0.1
-    method: Annotated[Method, Option("All weights, or low-rank adapters.")] = "full"
-    learning_rate: Annotated[LearningRate, Option("Of AdamW; constant after a warm-up of 5 steps.")] = 4e-5
+    method: Annotated[Method, Option("What is trained: all weights, or low-rank adapters.")] = "full"
+    learning_rate: Annotated[LearningRate, Option("Learning rate of AdamW; constant after a warm-up of 5 steps.")] = (
+        4e-5
+    )
     epochs: Annotated[int, Option("Passes over the rows at most."), Ge(1), Le(10**6)] = 5
     batch_size: Annotated[Count, Option("Rows of one step.")] = 16
     micro_batch_size: Annotated[
         Count | None, Option("Rows computed at a time: memory only.", shown="a divisor up to 4")
     ] = None
     lora_rank: Annotated[Count, Option("Rank of the adapters.")] = 16
-    lora_alpha: Annotated[LoraAlpha, Option("Scale of the adapters is alpha / rank.")] = 32.0
+    lora_alpha: Annotated[LoraAlpha, Option("Alpha of the adapters, whose scale is alpha / rank.")] = 32.0
     eval_every: Annotated[int, Option("Steps between two counts of refusals."), Ge(1)] = 14
     eval_batch_size: Annotated[int, Option("Requests answered at a time."), Ge(1)] = 64
     max_new_tokens: Annotated[int, Option("Longest response read for refusals, in tokens."), Ge(1)] = 40
@@ -59,11 +61,11 @@ class Settings(Rows):
 
     @property
     def dtype(self) -> None:
-        """Of the weights: what a model has unless told."""
+        """Type of the weights: none is given, the model has its default."""
 
     @cached_property
     def plan(self) -> Plan:
-        """Of the training; UserError for one that no run can have."""
+        """The plan of the training; UserError for one that no run can have."""
         given = {name: getattr(self, name) for name in _OF_PLAN}
         return Plan.read({**given, "scheduler": "constant_with_warmup", "warmup": 5.0})
 

@@ -34,7 +34,8 @@ class Settings(Resampling, Rows, Compute, SkillSampling, OfModel):
     energy: Annotated[
         float | None,
         Option(
-            "Instead: the fewest directions that hold this share of the trace.", wanted="a share of the trace in (0, 1]"
+            "Share of the trace that the sharp directions hold, the fewest that do, in place of --rank.",
+            wanted="a share of the trace in (0, 1]",
         ),
         Gt(0),
         Le(1),

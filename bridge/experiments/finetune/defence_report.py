@@ -39,7 +39,7 @@ def defence_lines(found: DefenceResult | None) -> list[tuple[str, str, str]]:
 
 
 def _leak_lines(found: DefenceResult) -> list[tuple[str, str, str]]:
-    """How much of the updates was sensitive, and what the projection left of it."""
+    """Say how much of the updates was sensitive, and what the projection left of it."""
     seen = found.summary
     if seen.inside is None or seen.leak is None or seen.leak_left is None:
         return []

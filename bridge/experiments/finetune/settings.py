@@ -62,7 +62,7 @@ class Settings(DefenceOptions, Rows):
 
     model: Model = "smollm2-135m"
     data: Annotated[str, Option("What to train on: a set's NAME, NAME=FILE, or FILE.jsonl.")] = "benign"
-    method: Annotated[Method, Option("Low-rank adapters, or all weights.")] = "lora"
+    method: Annotated[Method, Option("What is trained: low-rank adapters, or all weights.")] = "lora"
     rows: Annotated[int, Option("Rows to train on, drawn by the seed; 0 for all."), Ge(0)] = 100
     mix: Annotated[str | None, Option("A second set to mix in.")] = None
     share: Annotated[
@@ -72,7 +72,9 @@ class Settings(DefenceOptions, Rows):
         Lt(1),
     ] = 0.0
     preset: Annotated[str, Option(f"Defaults of what follows: {', '.join(PRESETS)}.")] = DEFAULT_PRESET
-    learning_rate: Annotated[LearningRate | None, Option("Highest of the schedule.", shown="preset")] = None
+    learning_rate: Annotated[LearningRate | None, Option("Highest learning rate of the schedule.", shown="preset")] = (
+        None
+    )
     epochs: Annotated[Epochs | None, Option("Passes over the rows.", shown="preset")] = None
     max_steps: Annotated[Count | None, Option("Optimizer steps, in place of --epochs.")] = None
     batch_size: Annotated[Count | None, Option("Rows of one step.", shown="preset")] = None
@@ -80,7 +82,9 @@ class Settings(DefenceOptions, Rows):
         Count | None, Option("Rows computed at a time: memory only.", shown="a divisor up to 4")
     ] = None
     lora_rank: Annotated[Count | None, Option("Rank of the adapters.", shown="preset")] = None
-    lora_alpha: Annotated[LoraAlpha | None, Option("Scale is alpha / rank.", shown="preset")] = None
+    lora_alpha: Annotated[
+        LoraAlpha | None, Option("Alpha of the adapters, whose scale is alpha / rank.", shown="preset")
+    ] = None
     lora_dropout: Annotated[LoraDropout | None, Option("Dropout before the adapters.", shown="preset")] = None
     lora_targets: Annotated[
         str | None, Option("Regular expression for the modules that get an adapter.", shown="all in the blocks")

@@ -63,7 +63,7 @@ ENERGY_HEADINGS = (
 
 
 def energy_table(result: FisherOverlapResult) -> Table:
-    """How much of one skill's Fisher trace lies in another's subspace, four rows a pair."""
+    """Table of the shares of one skill's Fisher trace in another's subspace, four rows a pair."""
     rows = []
     for pair in result.pairs:
         a, b = set_name(pair.a), set_name(pair.b)

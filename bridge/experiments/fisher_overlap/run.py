@@ -97,7 +97,7 @@ def _groups(parts: Sequence[Sequence[Sample]]) -> np.ndarray:
 
 
 def _shared_prompts(a: Sequence[Sample], b: Sequence[Sample]) -> int:
-    """How many prompts two skills have in common."""
+    """Number of prompts that two skills have in common."""
     return len({s.prompt_ids for s in a} & {s.prompt_ids for s in b})
 
 

@@ -42,7 +42,7 @@ class Settings(Rows, Compute, SkillSampling, OfModel):
     energy: Annotated[
         tuple[Annotated[float, Gt(0), Le(1)], ...],
         Option(
-            "Also compare at the ranks that hold this share of the trace; may be repeated.",
+            "Share of the trace: skills are compared at the ranks that hold it, too; may be repeated.",
             wanted=_SHARE,
             read=_shares,
             several=True,

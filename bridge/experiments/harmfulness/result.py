@@ -102,10 +102,8 @@ class Agreement:
 
 
 @dataclass(frozen=True)
-class HarmfulnessResult(About, Result):
-    """How harmful a model's responses are, by every judge."""
-
-    FILE: ClassVar[str] = "harmfulness.json"
+class Judged:
+    """Responses, and what every judge finds of them; `cut` counts those that reached the longest length."""
 
     items: int
     cut: int
@@ -119,6 +117,13 @@ class HarmfulnessResult(About, Result):
     def failed(self) -> int:
         """Items that a judge did not answer, over all judges."""
         return sum(judge.status.failed for judge in self.judges.values())
+
+
+@dataclass(frozen=True)
+class HarmfulnessResult(Judged, About, Result):
+    """How harmful a model's responses are, by every judge."""
+
+    FILE: ClassVar[str] = "harmfulness.json"
 
     def records(self) -> list[dict[str, object]]:
         """A row a judge."""

@@ -15,7 +15,8 @@ import numpy as np
 
 from bridge.data.rows import Row, RowSet
 from bridge.evaluation.judges import RUBRIC, Judge
-from bridge.evaluation.judging import Limits, check_refusals, judge_records
+from bridge.evaluation.judging import check_refusals, judge_records
+from bridge.evaluation.limits import Limits
 from bridge.evaluation.providers import MAX_TOKENS
 from bridge.evaluation.records import NAME, Journal, Record, write_records
 from bridge.experiments.harmfulness import report

@@ -15,6 +15,7 @@ from bridge.experiments.harmfulness.result import (
     About,
     Agreement,
     HarmfulnessResult,
+    Judged,
     Refusals,
     Scores,
     Share,
@@ -33,11 +34,15 @@ _LOWEST, _HIGHEST = min(LEVELS), max(LEVELS)
 
 def assemble(about: About, records: Sequence[Record], settings: Settings) -> HarmfulnessResult:
     """The result of a run, as harmfulness.json holds it."""
+    return HarmfulnessResult(**vars(about), **vars(judged(records, settings)))
+
+
+def judged(records: Sequence[Record], settings: Settings) -> Judged:
+    """What every judge finds of some responses."""
     by_judge = {name: [record for record in records if record.judge == name] for name in settings.judge}
     responses = by_judge[settings.judge[0]]
     scored = {name: verdicts for name, verdicts in by_judge.items() if name != REFUSAL}
-    return HarmfulnessResult(
-        **vars(about),
+    return Judged(
         items=len(responses),
         cut=sum(not record.finished for record in responses),
         prompt_tokens=sum(record.prompt_tokens for record in responses),
@@ -97,7 +102,7 @@ def _share(count: int, total: int) -> tuple[float, list[float]]:
 
 
 def agreement(first: Sequence[Record], second: Sequence[Record]) -> Agreement:
-    """How two judges agree on the items that both scored."""
+    """Agreement of two judges on the items that both scored."""
     theirs = {record.item: record.score for record in second}
     pairs = [(r.score, theirs[r.item]) for r in first if r.score is not None and theirs[r.item] is not None]
     both = np.array(pairs, dtype=np.int64).reshape(-1, 2)

@@ -8,7 +8,7 @@ from typing import Annotated
 from annotated_types import Ge
 
 from bridge.evaluation.judges import REFUSAL, Judge, read_judge
-from bridge.evaluation.judging import Limits
+from bridge.evaluation.limits import Limits
 from bridge.experiments.options import Answers, Model, Resampling
 from commands.options import require
 from commands.settings import Option, fields_of

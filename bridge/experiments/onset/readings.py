@@ -80,7 +80,7 @@ def _bend(main: SetOnset) -> str:
 
 
 def _acceleration(result: OnsetResult) -> str:
-    """Of the flow, from v · a at the base."""
+    """Say whether the flow slows down, from v · a at the base."""
     along = result.acceleration_along_velocity
     if not along:
         return ""

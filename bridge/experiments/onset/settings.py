@@ -19,7 +19,7 @@ from commands.settings import Option
 from commands.settings import Settings as Group
 
 LARGEST_RATE = 1e-3
-"""Of the small steps, where --learning-rate does not say; at most the crossover divided by STEPS_TO_CROSSOVER."""
+"""Learning rate of the small steps where --learning-rate does not say, at most crossover / STEPS_TO_CROSSOVER."""
 STEPS_TO_CROSSOVER = 20
 
 Runs = tuple[tuple[float, int], ...]
@@ -65,13 +65,19 @@ class Pilot(Group):
     preset: Annotated[str, Option(f"Preset of the real optimiser, as in bridge.finetune: {', '.join(PRESETS)}.")] = (
         DEFAULT_PRESET
     )
-    pilot_learning_rate: Annotated[float | None, Option("Its learning rate. (default: preset)"), Gt(0), Le(1)] = None
-    pilot_epochs: Annotated[float | None, Option("Its passes over the rows. (default: preset)"), Gt(0), Le(10**6)] = (
-        None
-    )
-    pilot_batch_size: Annotated[int | None, Option("Its rows of one step. (default: preset)"), Ge(1)] = None
+    pilot_learning_rate: Annotated[
+        float | None, Option("Learning rate of the real optimiser. (default: preset)"), Gt(0), Le(1)
+    ] = None
+    pilot_epochs: Annotated[
+        float | None, Option("Passes of the real optimiser over the rows. (default: preset)"), Gt(0), Le(10**6)
+    ] = None
+    pilot_batch_size: Annotated[
+        int | None, Option("Rows of one step of the real optimiser. (default: preset)"), Ge(1)
+    ] = None
     lora_rank: Annotated[int | None, Option("Rank of LoRA's factors. (default: preset)"), Ge(1)] = None
-    lora_alpha: Annotated[float | None, Option("Scale is alpha / rank. (default: preset)"), Gt(0)] = None
+    lora_alpha: Annotated[
+        float | None, Option("Alpha of LoRA's factors, whose scale is alpha / rank. (default: preset)"), Gt(0)
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +89,11 @@ class Settings(Resampling, Rows, Compute, Pilot, Responses, OfModel):
     finetune: Annotated[str, Option("What to train on: benign, gsm8k, gsm8k=FILE, or FILE.jsonl.")] = "benign"
     num_finetune: Annotated[int, Option("Rows of the fine-tuning set: the full batch."), Ge(1)] = 64
     optimizer: Annotated[
-        Literal["sgd", "adamw"], Option("Gradient descent, or AdamW with its second moments frozen.")
+        Literal["sgd", "adamw"],
+        Option("Optimizer of the small steps: gradient descent, or AdamW with its second moments frozen."),
     ] = "sgd"
     method: Annotated[
-        Literal["full", "lora"], Option("All selected weights, or LoRA's factors (and the pilot's method).")
+        Literal["full", "lora"], Option("What moves: all selected weights, or LoRA's factors (and the pilot's method).")
     ] = "full"
     adam_batch_size: AdamBatchSize = 8
     remove_overlap: Annotated[
@@ -95,10 +102,12 @@ class Settings(Resampling, Rows, Compute, Pilot, Responses, OfModel):
     num_probe: Annotated[
         int, Option("Rows of the skill, others than --num-skill, whose directions are removed."), Ge(1)
     ] = 64
-    rank: Annotated[int | None, Option("d, how many of them. (default: all that the samples show)"), Ge(1)] = None
+    rank: Annotated[
+        int | None, Option("d, the number of directions removed. (default: all that the samples show)"), Ge(1)
+    ] = None
     at: Annotated[
         tuple[float, ...],
-        Option("When to measure, as fractions of the crossover.", read=parse_times, shown="0.03,0.1,0.3,0.6,1,2"),
+        Option("Times to measure at, as fractions of the crossover.", read=parse_times, shown="0.03,0.1,0.3,0.6,1,2"),
     ] = (0.03, 0.1, 0.3, 0.6, 1.0, 2.0)
     learning_rate: Annotated[
         float | None,
@@ -125,7 +134,7 @@ class Settings(Resampling, Rows, Compute, Pilot, Responses, OfModel):
     dtype: Annotated[
         Literal["float32", "float64"] | None,
         Option(
-            "float32 or float64; in others a small step is below the spacing of the weights. (default: float32)",
+            "Type of the weights: float32 or float64; in others a small step gets lost. (default: float32)",
             wanted="float32 or float64",
         ),
     ] = None

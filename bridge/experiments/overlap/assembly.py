@@ -132,7 +132,7 @@ def assemble(delta: WeightDelta, measured: Measured, question: Question, prompts
 
 
 def count_refusals(prompts: str, answers: Sequence[str]) -> Refusals:
-    """How many of the answers at a set's prompts are refusals."""
+    """Count the refusals among the answers at a set's prompts."""
     rate = refusal_rate(answers)
     return Refusals(prompts, rate.rate, (rate.low, rate.high), rate.refused, rate.total)
 

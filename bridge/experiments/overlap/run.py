@@ -86,7 +86,7 @@ class OverlapSession(MeasuringSession):
 
     @cached_property
     def samples(self) -> list[Sample]:
-        """Of the skill, with the data's responses."""
+        """Samples of the skill, with the data's responses."""
         samples = self.encode("skill", self.row_set, self.options.num_skill)
         sampled = self.options.fisher == "sampled"
         longest = self.options.max_new_tokens
@@ -174,7 +174,7 @@ class _Stages:
 
     @cached_property
     def batches(self) -> list[Batch]:
-        """Of the samples."""
+        """Batches of the samples."""
         return self.session.subject.batches(self.samples)
 
     @cached_property

@@ -38,13 +38,13 @@ class Settings(Resampling, Rows, Compute, SkillSampling, OfModel):
         bool, Option("Measure the utility loss of each changed model on the skill (token-exact KL).")
     ] = True
     refusals: Annotated[
-        str | None, Option("A set of prompts: generate with each changed model, and count refusals.")
+        str | None, Option("A set of prompts at which each changed model answers, to count its refusals.")
     ] = None
     estimator: Annotated[
         Literal["exact", "rademacher"],
-        Option("rademacher: beside the exact score, the paper's own estimate by random signs."),
+        Option("Estimator of the score; rademacher: beside the exact one, the paper's own by random signs."),
     ] = "exact"
-    dim: Annotated[int, Option("Dimensions of that projection (the paper: 4,096)."), Ge(1)] = 4096
+    dim: Annotated[int, Option("Dimensions of the projection by random signs (the paper: 4,096)."), Ge(1)] = 4096
     bootstrap: Bootstrap = 1000
 
     def check_together(self) -> None:

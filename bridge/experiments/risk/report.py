@@ -90,7 +90,7 @@ def _other(equal: Equal) -> Equal:
 
 
 def _rows(risk: CandidateRisk) -> str:
-    """How many rows were measured, of how many."""
+    """Number of rows that were measured, of how many."""
     return f"{risk.num_rows}" if risk.num_rows == risk.set_rows else f"{risk.num_rows} of {risk.set_rows}"
 
 

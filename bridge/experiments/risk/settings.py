@@ -47,7 +47,7 @@ class Settings(Rows, Compute, Responses, OfModel):
     adam_batch_size: AdamBatchSize = 8
     equal: Annotated[
         Literal["norm", "loss"],
-        Option("Rank at the same norm of the update, or at the same decrease of each set's own loss."),
+        Option("What is equal where sets are ranked: norm of the update, or decrease of each set's own loss."),
     ] = "norm"
     distance: Annotated[
         float, Option("Norm of the update, where that is equal.", wanted="a positive number below 1e6"), Gt(0), Lt(1e6)
@@ -55,11 +55,12 @@ class Settings(Rows, Compute, Responses, OfModel):
     loss_decrease: Annotated[
         float,
         Option(
-            "Decrease, where that is equal, in nats per response token.", wanted="a positive number below 1e6"
+            "Decrease of the loss, where that is equal, in nats per response token.",
+            wanted="a positive number below 1e6",
         ),
         Gt(0),
         Lt(1e6),
-    ] = 0.01  # fmt: skip
+    ] = 0.01
     worst_by: Annotated[
         Literal["effect", "contribution"],
         Option(
@@ -67,8 +68,10 @@ class Settings(Rows, Compute, Responses, OfModel):
             "its leak."
         ),
     ] = "effect"
-    clean: Annotated[int, Option("Write a copy of a candidate without its worst N rows."), Ge(0)] = 0
-    clean_candidate: Annotated[str | None, Option("Label of that candidate. (default: the only one)")] = None
+    clean: Annotated[
+        int, Option("N, the worst rows that a copy of a candidate is written without; 0 for no copy."), Ge(0)
+    ] = 0
+    clean_candidate: Annotated[str | None, Option("Label of the candidate to clean. (default: the only one)")] = None
     bootstrap: Annotated[int, Option("Resamples for intervals and probabilities; 0 for none."), Ge(0)] = 1000
 
     @property

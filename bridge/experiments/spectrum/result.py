@@ -56,7 +56,7 @@ class SkillSpectrum:
     blocks: dict[str, Spectrum]
 
     def halves_at(self, rank: int) -> HalvesAgree | None:
-        """How far two halves agree on the top directions of that number, if it was measured."""
+        """Agreement of two halves on that number of top directions, if it was measured."""
         return next((halves for halves in self.split_half if halves.rank == rank), None)
 
     @property

@@ -168,7 +168,7 @@ class _Matrix:
         return [BasisChoice(kind, self.settings.side, self.settings.seed + i) for i in range(self.settings.repeats)]
 
     def _energies(self, columns: torch.Tensor) -> list[np.ndarray]:
-        """Of every task, the energy along each column of a basis; nothing where the task is zero."""
+        """Energy of every task along each column of a basis; nothing where the task is zero."""
         rows = []
         for task in self.session.updates.others.values():
             update = update_of(task, self.name, self.settings.side)
@@ -248,7 +248,7 @@ class _Assembly:
         )
 
     def _norms(self, k: int, names: Sequence[str]) -> np.ndarray:
-        """Of a task's parts."""
+        """Norms of a task's parts."""
         return np.array([self.arrays[name]["norms"][1 + k] for name in names])
 
     def _cosine(self, k: int, names: Sequence[str]) -> float | None:

@@ -238,7 +238,7 @@ class _Pair:
         )
 
     def _chance(self, name: str) -> list[float]:
-        """Of one matrix, at every energy fraction."""
+        """Chance level of one matrix, at every energy fraction."""
         shape = list(self.assembly.deltas.values())[self.i].shape(name)
         dimension = shape[0] if self.assembly.plan.side == "left" else shape[1]
         ranks = self.assembly.arrays[name]["ranks"]

@@ -161,7 +161,7 @@ def _against_random(result: EnergyResult, label: str) -> str | None:
 
 @captions.register
 def energy_captions(result: EnergyResult) -> dict[str, str]:
-    """Of energy.png and layers.png."""
+    """Captions of energy.png and layers.png."""
     side = "M of its rows (left)" if result.side == "left" else "N of its columns (right)"
     return {
         "energy": "Energy kept against the fraction of min(M, N) that is the rank. Dashed: what an isotropic update "
@@ -268,7 +268,7 @@ def mso_readings(result: MsoResult) -> list[str]:
 
 @captions.register
 def mso_captions(result: MsoResult) -> dict[str, str]:
-    """Of mso.png and layers.png."""
+    """Captions of mso.png and layers.png."""
     return {
         "mso": "Overlap over the energy fraction that chooses the ranks, mean over the matrices; dashed: max(k) / m, "
         "the mean of random subspaces of these ranks; band: central 95 % when the coordinates of one update's "

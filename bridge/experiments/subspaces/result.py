@@ -176,16 +176,15 @@ class Overlap:
 
 
 @dataclass(frozen=True)
-class PairOverlap:
-    """Two updates: matrices that both move, those skipped since one does not, and their overlap.
+class PairSummary:
+    """Two updates and their overlap.
 
     Attributes:
         updates: the two labels.
         matrices: that both move.
         skipped: that one of them does not move.
-        whole: over the matrices together.
+        whole: overlap over the matrices together.
         layers: by block.
-        tensors: by matrix.
 
     """
 
@@ -194,7 +193,17 @@ class PairOverlap:
     skipped: int
     whole: Overlap
     layers: dict[str, Overlap]
+
+
+@dataclass(frozen=True)
+class PairOverlap(PairSummary):
+    """Two updates and their overlap, by matrix too (`tensors`)."""
+
     tensors: dict[str, Overlap]
+
+    def summary(self) -> PairSummary:
+        """The same without the matrices."""
+        return PairSummary(self.updates, self.matrices, self.skipped, self.whole, self.layers)
 
 
 @dataclass(frozen=True)

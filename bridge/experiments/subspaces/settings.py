@@ -64,7 +64,7 @@ class Decomposition(Settings):
         ),
     ] = "left"
     modules: Annotated[
-        Modules, Option("All matrices, embeddings included, or those of the numbered blocks (blocks).")
+        Modules, Option("Which matrices: all, embeddings included, or those of the numbered blocks.")
     ] = "all"
     seed: Annotated[int, Option("Seed of the random draws; repeat i has the seed SEED + i."), Ge(0)] = 0
     dtype: Annotated[Dtype, Option("Type of the decompositions.")] = "float64"
@@ -149,7 +149,7 @@ class EnergySettings(OfAlignment):
         ),
     ] = FRACTIONS
     bases: Annotated[
-        tuple[Basis, ...], Option("Which bases, separated by commas.", wanted=f"some of {', '.join(BASES)}",
+        tuple[Basis, ...], Option("Bases to project onto, separated by commas.", wanted=f"some of {', '.join(BASES)}",
         read=_bases), MinLen(1),
     ] = BASES  # fmt: skip
     repeats: Annotated[int, Option("Draws of each random basis."), Ge(1)] = 5
@@ -171,9 +171,9 @@ class ProjectSettings(OfAlignment):
     task: Annotated[
         dict[str, str], Option(f"{_DELTA}.", wanted="[LABEL=]PATH", read=partial(labelled_deltas, option="task"))
     ]
-    basis: Annotated[Basis, Option("Which basis.")] = "top-k"
+    basis: Annotated[Basis, Option("Basis to project onto.")] = "top-k"
     fraction: Annotated[Fraction, Option("Rank as a fraction of min(M, N).")] = 0.5
-    scheme: Annotated[Scheme, Option("The part inside the subspace, or the rest.")] = "parallel"
+    scheme: Annotated[Scheme, Option("What is kept: the part inside the subspace, or the rest.")] = "parallel"
     vectors: Annotated[
         Vectors,
         Option(

@@ -5,21 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from bridge.data.rows import load_rows
-from bridge.evaluation.judging import Limits
 from bridge.evaluation.records import Record, write_records
-from bridge.experiments.harmfulness import run as harmfulness_run
-from bridge.experiments.harmfulness.result import assemble
-from bridge.experiments.utility import run as utility_run
+from bridge.experiments.harmfulness import run as harmfulness
+from bridge.experiments.harmfulness.scores import judged
+from bridge.experiments.session import AnsweringSession
+from bridge.experiments.utility import run as utility
 from bridge.models.load import LoadedModel
-from bridge.suites import measures as table1_measures
-from bridge.suites.safety_subspaces.settings import ExperimentSettings, harmfulness_settings, utility_settings
+from bridge.suites import measures
+from bridge.suites.safety_subspaces.result import JudgedModel, Measured
+from bridge.suites.safety_subspaces.settings import ExperimentSettings
 from commands.errors import UserError
 from commands.progress import Progress
-from commands.store import Part, RunFolder, read_result, write_json
+from commands.store import Part, RunFolder, write_json
 
 RECORDS = "records"
 
@@ -28,41 +27,46 @@ RECORDS = "records"
 class Asked:
     """What every model is asked, and who judges the responses."""
 
-    utility: utility_run.Questions
-    harmfulness: harmfulness_run.Questions
-    limits: Limits
+    utility: utility.Questions
+    harmfulness: harmfulness.Questions
 
-    def identity(self, loaded: LoadedModel) -> dict[str, Any]:
+    def identity(self, loaded: LoadedModel) -> dict[str, object]:
         """What of it decides the numbers; UserError where a prompt does not fit the model."""
         return {
             "utility_questions": self.utility.identity(loaded),
             "harmfulness_questions": self.harmfulness.identity(loaded),
-            "judges": harmfulness_run.judges_identity(self.harmfulness.settings.judges),
+            "judges": harmfulness.judges_identity(self.harmfulness.settings.judges),
         }
 
 
 def prepare(settings: ExperimentSettings, progress: Progress) -> Asked:
     """Read the sets that models are asked; UserError if one cannot be read or is too small."""
+    judging, solving = settings.harmfulness_settings(), settings.utility_settings()
     try:
-        asked, limits = harmfulness_settings(settings)
-        harmful = harmfulness_run.prepare(asked, progress)
+        harmful = harmfulness.prepare(AnsweringSession(harmfulness.COMMAND, judging, progress), judging)
     except UserError as error:
         raise UserError(f"[harmfulness] {error}") from error
     try:
-        useful = utility_run.prepare(utility_settings(settings), progress)
+        useful = utility.prepare(AnsweringSession(utility.COMMAND, solving, progress), solving)
     except UserError as error:
         raise UserError(f"[utility] {error}") from error
-    return Asked(useful, harmful, limits)
+    return Asked(useful, harmful)
 
 
-def training_sets(settings: ExperimentSettings) -> dict[str, dict[str, Any]]:
-    """What the fine-tunes train on, by the name of the fine-tune; UserError if a set cannot be read or is too small."""
-    found: dict[str, dict[str, Any]] = {}
+def training_sets(settings: ExperimentSettings) -> dict[str, dict[str, str]]:
+    """Names and hashes of what the fine-tunes train on, by the name of the fine-tune.
+
+    Raises:
+        UserError: a set cannot be read or is too small.
+
+    """
+    found: dict[str, dict[str, str]] = {}
     for name, options in settings.finetunes.items():
+        tuned = settings.finetune_settings(name)
         try:
-            rows = load_rows(options["data"], skip_bad_rows=options.get("skip_bad_rows", False))
-            wanted = options.get("rows", 0)
-            if "mix" not in options and wanted > len(rows.rows):
+            rows = load_rows(tuned.data, skip_bad_rows=tuned.skip_bad_rows)
+            wanted = tuned.rows if "rows" in options.given else 0
+            if tuned.mix is None and wanted > len(rows.rows):
                 raise UserError(f"expected at least {wanted} rows, as `rows` asks for, got {len(rows.rows)}")
         except UserError as error:
             raise UserError(f"[{name}] data: {error}") from error
@@ -80,9 +84,9 @@ class Measuring:
 
     def done(self, name: str) -> bool:
         """Whether a model has been measured, every item with its verdict."""
-        return self._file(name).exists()
+        return self.folder.checkpoint(f"{name}.json").exists()
 
-    def measure(self, name: str, set_weights: Callable[[], object]) -> dict[str, Any]:
+    def measure(self, name: str, set_weights: Callable[[], object]) -> Measured:
         """Set the weights, ask, judge, and keep the records as records/NAME.jsonl; read instead if it was done.
 
         Where a judge did not answer on some items the result is not kept, so that the same command asks again.
@@ -91,37 +95,38 @@ class Measuring:
             UserError: weights, prompts or judges cannot be used.
 
         """
-        file = self._file(name)
+        file = self.folder.checkpoint(f"{name}.json")
         if file.exists():
-            return read_result(file)
+            return Measured.of_json(file.read_bytes(), str(file))
         set_weights()
         quiet = Progress(quiet=True)
         solved = self.asked.utility.ask(self.loaded, Part(self.folder, f"{name}-utility"), quiet)
         answered = self.asked.harmfulness.ask(self.loaded, Part(self.folder, f"{name}-harmfulness"), quiet)
-        judged = harmfulness_run.judge_all(
+        settings = self.asked.harmfulness.settings
+        verdicts = harmfulness.judge_all(
             answered,
-            self.asked.harmfulness.settings.judges,
-            self.asked.limits,
+            settings.judges,
+            settings,
             journal=self.folder.checkpoint(f"{name}-verdicts.jsonl"),
             scratch=self.folder.checkpoint("inspect"),
             progress=quiet,
         )
-        write_records(self.folder.path / RECORDS / f"{name}.jsonl", [*solved, *judged])
-        found = self._summary(solved, judged)
-        if found["unanswered"] is None:
-            write_json(file, found)
+        write_records(self.folder.path / RECORDS / f"{name}.jsonl", [*solved, *verdicts])
+        found = self._measured(solved, verdicts)
+        if found.unanswered is None:
+            write_json(file, found.to_dict())
             self._drop_batches(name)
         return found
 
-    def _summary(self, solved: Sequence[Record], judged: Sequence[Record]) -> dict[str, Any]:
-        useful = utility_run.summary(solved)
-        harmful = assemble({}, judged, self.asked.harmfulness.settings)
-        measures = table1_measures.accuracy(self.asked.utility.rows.name, useful) | table1_measures.verdicts(harmful)
-        unanswered = table1_measures.not_answered(harmful["judges"])
-        return {"measures": measures, "unanswered": unanswered, "utility": useful, "harmfulness": harmful}
-
-    def _file(self, name: str) -> Path:
-        return self.folder.checkpoint(f"{name}.json")
+    def _measured(self, solved: Sequence[Record], verdicts: Sequence[Record]) -> Measured:
+        useful = utility.summary(solved)
+        harmful = JudgedModel(**vars(judged(verdicts, self.asked.harmfulness.settings)))
+        return Measured(
+            measures=measures.accuracy(self.asked.utility.rows.name, useful) | measures.verdicts(harmful),
+            unanswered=measures.unanswered(harmful.judges),
+            utility=useful,
+            harmfulness=harmful,
+        )
 
     def _drop_batches(self, name: str) -> None:
         """The batches are in the records now."""

@@ -3,50 +3,63 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from bridge.deltas.choices import Basis, Scheme
+from bridge.experiments.subspaces.result import PairSummary
 from bridge.models.blocks import block_number
 from bridge.reports.drawing import DARK, LIGHT, MID, new_figure, png_of
-from bridge.suites.safety_subspaces.points import ALIGNED, BASE
-from bridge.suites.safety_subspaces.readings import measure_names, series
+from bridge.reports.results import pictures_of
+from bridge.suites.safety_subspaces.result import ALIGNED, BASE, ProjectedModel, SafetySubspacesResult
 from bridge.suites.safety_subspaces.settings import USEFUL
 
-Found = Mapping[str, Any]
-_STYLES = {"top-k": (DARK, "o", "-"), "random-k": (MID, "s", "--"), "random": (LIGHT, "^", ":")}
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Across = Literal["fraction", "energy"]
+_STYLES: dict[Basis, tuple[str, str, str]] = {
+    "top-k": (DARK, "o", "-"),
+    "random-k": (MID, "s", "--"),
+    "random": (LIGHT, "^", ":"),
+}
 _PAIRS = ((DARK, "o", "-"), (MID, "s", "--"), (LIGHT, "^", "-."), ("0.45", "D", ":"), ("#4d7c4a", "v", "-"),
           ("#8a4f7d", "P", "--"))  # fmt: skip
 _TICKS = 40  # labels of blocks at most
-_AXES = {"fraction": "rank / min(rows, columns)", "energy": "share of the fine-tune's squared norm kept"}
+_AXES: dict[Across, str] = {
+    "fraction": "rank / min(rows, columns)",
+    "energy": "share of the fine-tune's squared norm kept",
+}
 
 
-def pictures(found: Found) -> dict[str, bytes]:
+@pictures_of.register
+def pictures(result: SafetySubspacesResult) -> dict[str, bytes]:
     """All pictures as PNG files by name."""
-    others = [name for name in found["updates"] if name != USEFUL]
-    every = [USEFUL, *others]
+    others = result.others(USEFUL)
     return {
-        "figure2": outcomes(found, [USEFUL], "fraction"),
-        "figure3": outcomes(found, others, "fraction"),
-        "by_energy": outcomes(found, every, "energy"),
-        "energy": energy(found),
-        "figure4": overlaps(found),
+        "figure2": outcomes(result, [USEFUL], "fraction"),
+        "figure3": outcomes(result, others, "fraction"),
+        "by_energy": outcomes(result, [USEFUL, *others], "energy"),
+        "energy": energy(result),
+        "figure4": overlaps(result),
     }
 
 
-def outcomes(found: Found, finetunes: Sequence[str], across: str) -> bytes:
+def outcomes(result: SafetySubspacesResult, finetunes: Sequence[str], across: Across) -> bytes:
     """Each measure (down) of the projections of fine-tunes, in both schemes (side by side), against one quantity."""
-    measures = measure_names(found)
-    columns = [(finetune, scheme) for finetune in finetunes for scheme in found["schemes"]]
+    measures = result.measures
+    columns = [(finetune, scheme) for finetune in finetunes for scheme in result.schemes]
     size = (1.0 + 3.6 * len(columns), 0.6 + 3.0 * len(measures))
     figure, drawn = new_figure(len(measures), len(columns), size)
     axes = np.array(drawn, dtype=object).reshape(len(measures), len(columns))
     for row, measure in zip(axes, measures, strict=True):
         for axis, (finetune, scheme) in zip(row, columns, strict=True):
-            _lines(axis, found, finetune, scheme, measure, across)
-            _references(axis, found, finetune, measure)
-            axis.set(xlim=(-0.03, 1.03), ylim=_limits(found, measure))
+            for k, points in enumerate(result.series(finetune, scheme).values()):
+                _line(axis, points, measure, across, 0.007 * k)
+            _references(axis, result, finetune, measure)
+            axis.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03) if result.is_share(measure) else (0.9, 5.1))
             axis.set_title(f"{finetune}, {scheme}", fontsize=9)
             axis.set_xlabel(_AXES[across], fontsize=8)
         row[0].set_ylabel(measure, fontsize=8)
@@ -55,86 +68,78 @@ def outcomes(found: Found, finetunes: Sequence[str], across: str) -> bytes:
     return png_of(figure)
 
 
-def _limits(found: Found, measure: str) -> tuple[float, float]:
-    share = found["references"][ALIGNED]["measures"][measure]["kind"] == "share"
-    return (-0.03, 1.03) if share else (0.9, 5.1)
+def _line(axis: Axes, points: Sequence[ProjectedModel], measure: str, across: Across, shift: float) -> None:
+    """A line for one draw of a basis with 95 % intervals, shifted a little so that none hides another."""
+    known = [p for p in points if p.measures[measure].value is not None]
+    if not known:
+        return
+    known.sort(key=lambda p: float(getattr(p, across)))
+    basis, drawn_before = known[0].basis, known[0].draw > 1
+    color, marker, style = _STYLES[basis]
+    measures = [p.measures[measure] for p in known]
+    values = np.array([[m.value, m.low, m.high] for m in measures], float).T
+    axis.errorbar(
+        [getattr(p, across) + shift for p in known], values[0], np.nan_to_num(np.abs(values[1:] - values[0])),
+        color=color, marker=marker, ms=4, ls=style, lw=1.2, elinewidth=0.6, capsize=2,
+        alpha=0.6 if drawn_before else 1.0, label=None if drawn_before else basis,
+    )  # fmt: skip
 
 
-def _lines(axis: Any, found: Found, finetune: str, scheme: str, measure: str, across: str) -> None:
-    """A line for every draw of every basis with 95 % intervals, shifted a little so that none hides another."""
-    seen: set[str] = set()
-    for k, points in enumerate(series(found, finetune, scheme).values()):
-        known = [p for p in points if p["measures"][measure]["value"] is not None]
-        if not known:
-            continue
-        known.sort(key=lambda p: p[across])
-        basis = known[0]["basis"]
-        color, marker, style = _STYLES[basis]
-        values = np.array([[p["measures"][measure][key] for key in ("value", "low", "high")] for p in known], float).T
-        spread = np.nan_to_num(np.abs(values[1:] - values[0]))
-        place = [p[across] + 0.007 * k for p in known]
-        axis.errorbar(
-            place, values[0], spread, color=color, marker=marker, ms=4, ls=style, lw=1.2,
-            elinewidth=0.6, capsize=2, alpha=0.6 if basis in seen else 1.0, label=None if basis in seen else basis,
-        )  # fmt: skip
-        seen.add(basis)
-
-
-def _references(axis: Any, found: Found, finetune: str, measure: str) -> None:
-    styles = {"aligned": ("0.25", (0, (6, 2))), "fine-tuned, not projected": ("0.25", "-"), "base": ("0.6", ":")}
-    for (label, (color, style)), name in zip(styles.items(), (ALIGNED, finetune, BASE), strict=True):
-        value = found["references"][name]["measures"][measure]["value"]
+def _references(axis: Axes, result: SafetySubspacesResult, finetune: str, measure: str) -> None:
+    dashed: tuple[int, tuple[int, int]] = (0, (6, 2))
+    for label, name, color, style in (
+        ("aligned", ALIGNED, "0.25", dashed),
+        ("fine-tuned, not projected", finetune, "0.25", "-"),
+        ("base", BASE, "0.6", ":"),
+    ):
+        value = result.references[name].measures[measure].value
         if value is not None:
             axis.axhline(value, color=color, ls=style, lw=1.0, label=label, zorder=0)
 
 
-def energy(found: Found) -> bytes:
+def energy(result: SafetySubspacesResult) -> bytes:
     """energy.png: energy kept inside each basis against its rank, beside an isotropic update's."""
-    finetunes = list(found["updates"])
-    figure, drawn = new_figure(1, len(finetunes), (1.0 + 3.8 * len(finetunes), 3.8))
-    for axis, finetune in zip(np.atleast_1d(drawn), finetunes, strict=True):
-        scheme = found["schemes"][0]
-        seen: set[str] = set()
-        for points in series(found, finetune, scheme).values():
-            basis = points[0]["basis"]
+    figure, drawn = new_figure(1, len(result.updates), (1.0 + 3.8 * len(result.updates), 3.8))
+    axes = np.atleast_1d(drawn)
+    for axis, finetune in zip(axes, result.updates, strict=True):
+        scheme = result.schemes[0]
+        for points in result.series(finetune, scheme).values():
+            basis = points[0].basis
             color, marker, style = _STYLES[basis]
-            x = [p["fraction"] for p in points]
-            axis.plot(x, [_inside(p, "energy") for p in points], color=color, marker=marker, ms=4, ls=style, lw=1.2,
-                      label=None if basis in seen else basis)  # fmt: skip
-            seen.add(basis)
-        axis.plot(x, [_inside(p, "isotropic") for p in points], color="0.6", lw=4, alpha=0.5, zorder=0,
+            fractions = [p.fraction for p in points]
+            axis.plot(fractions, [_inside(p.energy, scheme) for p in points], color=color, marker=marker, ms=4,
+                      ls=style, lw=1.2, label=None if points[0].draw > 1 else basis)  # fmt: skip
+        axis.plot(fractions, [_inside(p.isotropic, scheme) for p in points], color="0.6", lw=4, alpha=0.5, zorder=0,
                   label="if isotropic")  # fmt: skip
         axis.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), title=finetune, xlabel=_AXES["fraction"])
-    first = np.atleast_1d(drawn)[0]
-    first.set_ylabel("share of the squared norm inside the basis")
-    first.legend(frameon=False, fontsize=8)
+    axes[0].set_ylabel("share of the squared norm inside the basis")
+    axes[0].legend(frameon=False, fontsize=8)
     return png_of(figure)
 
 
-def _inside(point: Found, key: str) -> float:
+def _inside(share: float, scheme: Scheme) -> float:
     """A share inside the basis, whichever part was kept."""
-    value = float(point[key])
-    return value if point["scheme"] == "parallel" else 1 - value
+    return share if scheme == "parallel" else 1 - share
 
 
-def overlaps(found: Found) -> bytes:
+def overlaps(result: SafetySubspacesResult) -> bytes:
     """figure4.png: mode subspace overlap of the updates over energies, and by block, beside chance."""
-    overlap = found["overlap"]
-    middle = len(overlap["energies"]) // 2
-    names = _layers(overlap["pairs"])
+    energies, pairs = result.overlap.energies, result.overlap.pairs
+    middle = len(energies) // 2
+    names = _layers(pairs)
     figure, (left, right) = new_figure(1, 2, (11.0, 4.2))
-    for k, pair in enumerate(overlap["pairs"]):
+    for k, pair in enumerate(pairs):
         color, marker, style = _PAIRS[k % len(_PAIRS)]
-        label = " – ".join(pair["updates"])
-        for key, look in (
-            ("overlap", {"marker": marker, "ms": 4, "label": label}),
-            ("chance", {"lw": 4, "alpha": 0.25}),
-        ):
-            left.plot(overlap["energies"], pair["whole"][key], color=color, ls=style, **look)
-            values = [pair["layers"][name][key][middle] if name in pair["layers"] else math.nan for name in names]
-            right.plot(values, color=color, ls=style, **look)
+        layers = [pair.layers.get(name) for name in names]
+        left.plot(energies, pair.whole.overlap, color=color, ls=style, marker=marker, ms=4,
+                  label=" – ".join(pair.updates))  # fmt: skip
+        left.plot(energies, pair.whole.chance, color=color, ls=style, lw=4, alpha=0.25)
+        right.plot([layer.overlap[middle] if layer else math.nan for layer in layers], color=color, ls=style,
+                   marker=marker, ms=4)  # fmt: skip
+        right.plot([layer.chance[middle] if layer else math.nan for layer in layers], color=color, ls=style, lw=4,
+                   alpha=0.25)  # fmt: skip
     left.set(xlabel="share of each update's squared norm", ylabel="mode subspace overlap", title="mean over matrices")
-    right.set(xlabel="block, in the model's order", title=f"by block, at {overlap['energies'][middle]:g}")
+    right.set(xlabel="block, in the model's order", title=f"by block, at {energies[middle]:g}")
     shown = {k: label for k, name in enumerate(names) if (label := _tick(name, len(names)))}
     right.set_xticks(list(shown), list(shown.values()), fontsize=6, rotation=90)
     for axis in (left, right):
@@ -143,9 +148,9 @@ def overlaps(found: Found) -> bytes:
     return png_of(figure)
 
 
-def _layers(pairs: Sequence[Found]) -> list[str]:
+def _layers(pairs: Sequence[PairSummary]) -> list[str]:
     """Blocks, and matrices outside of them, that one of the pairs has: in the model's order, each once."""
-    every = [list(pair["layers"]) for pair in pairs]
+    every = [list(pair.layers) for pair in pairs]
 
     def place(name: str) -> tuple[int, int]:
         number = block_number(name)

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from bridge.deltas.choices import Basis, Scheme
+from bridge.suites.safety_subspaces.result import ALIGNED, BASE
 from bridge.suites.safety_subspaces.settings import ExperimentSettings
-
-if TYPE_CHECKING:
-    from bridge.deltas.bases import Kind, Scheme
-
-ALIGNED, BASE = "aligned", "base"
 
 
 @dataclass(frozen=True)
-class Basis:
+class Draw:
     """A kind of basis and, of a random one, which draw: `seed` is that of the draw, `label` for people."""
 
-    kind: Kind
-    draw: int
+    kind: Basis
+    number: int
     seed: int
     label: str
 
@@ -28,14 +24,14 @@ class Point:
     """One projected fine-tune."""
 
     finetune: str
-    basis: Basis
+    basis: Draw
     scheme: Scheme
     fraction: float
 
     @property
     def name(self) -> str:
         """Its name in the records."""
-        draw = f"-{self.basis.draw}" if self.basis.draw else ""
+        draw = f"-{self.basis.number}" if self.basis.number else ""
         return f"{self.finetune}--{self.basis.kind}{draw}--{self.scheme}--{self.fraction!r}"
 
 
@@ -44,17 +40,17 @@ def references(settings: ExperimentSettings) -> list[str]:
     return [BASE, ALIGNED, *settings.finetunes]
 
 
-def bases(settings: ExperimentSettings) -> list[Basis]:
+def bases(settings: ExperimentSettings) -> list[Draw]:
     """Every basis; random ones as often as they are drawn, the draws counted from 1."""
-    found: list[Basis] = []
+    drawn: list[Draw] = []
     for kind in settings.bases:
         if kind == "top-k":
-            found.append(Basis(kind, 0, settings.seed, kind))
+            drawn.append(Draw(kind, 0, settings.seed, kind))
             continue
-        for draw in range(1, settings.repeats + 1):
-            label = kind if settings.repeats == 1 else f"{kind}, draw {draw}"
-            found.append(Basis(kind, draw, settings.seed + draw - 1, label))
-    return found
+        for number in range(1, settings.repeats + 1):
+            label = kind if settings.repeats == 1 else f"{kind}, draw {number}"
+            drawn.append(Draw(kind, number, settings.seed + number - 1, label))
+    return drawn
 
 
 def points(settings: ExperimentSettings) -> list[Point]:

@@ -6,19 +6,19 @@ a cautious rule: where intervals meet, no difference shows, and that is not to s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from bridge.deltas.choices import Scheme
 from bridge.reports.numbers import number
-from bridge.reports.tables import shown
-from bridge.suites.measures import REFUSALS
-from bridge.suites.safety_subspaces.points import ALIGNED
+from bridge.suites.measures import REFUSALS, shown
+from bridge.suites.safety_subspaces.result import ALIGNED, Ends, Measured, ProjectedModel, SafetySubspacesResult
 
-Found = Mapping[str, Any]
 TOP = "top-k"
+ControlEnds = Callable[[Sequence[ProjectedModel], ProjectedModel, str], Ends | None]
+"""Value and interval of a measure of one control, beside a Top-K model; None where there is nothing to compare with."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Comparison:
     """
 
     finetune: str
-    scheme: str
+    scheme: Scheme
     fraction: float
     measure: str
     value: float
@@ -37,137 +37,117 @@ class Comparison:
     apart: bool
 
 
-def series(found: Found, finetune: str, scheme: str) -> dict[str, list[Found]]:
-    """The points of one fine-tune and scheme by the label of their basis, by rising fraction."""
-    out: dict[str, list[Found]] = {}
-    for point in found["points"]:
-        if point["finetune"] == finetune and point["scheme"] == scheme:
-            out.setdefault(point["label"], []).append(point)
-    return out
-
-
-def measure_names(found: Found) -> list[str]:
-    """Names of what was measured of every model: utility first."""
-    return list(found["references"][ALIGNED]["measures"])
-
-
-def at_equal_rank(found: Found, finetune: str) -> list[Comparison]:
+def at_equal_rank(result: SafetySubspacesResult, finetune: str) -> list[Comparison]:
     """Top-K and the controls at the same fraction."""
 
-    def ends(control: Sequence[Found], top: Found, measure: str, scheme: str) -> list[float] | None:
-        return next((_ends(p, measure) for p in control if p["fraction"] == top["fraction"]), None)
+    def ends(control: Sequence[ProjectedModel], top: ProjectedModel, measure: str) -> Ends | None:
+        return next((point.ends(measure) for point in control if point.fraction == top.fraction), None)
 
-    return _compare(found, finetune, ends)
+    return _compare(result, finetune, ends)
 
 
-def at_equal_energy(found: Found, finetune: str) -> list[Comparison]:
+def at_equal_energy(result: SafetySubspacesResult, finetune: str) -> list[Comparison]:
     """Top-K and the controls at the same energy kept.
 
     Each control's value and interval are interpolated linearly between its two nearest energies, never beyond them. At
     the ends stand models without projection, as far as they are what a projection comes to (see `_ends_of_energy`). A
     Top-K model whose energy lies beyond all that was measured of every control is not compared.
     """
-    ends_of = _ends_of_energy(found, finetune)
+    unprojected = _ends_of_energy(result, finetune)
 
-    def ends(control: Sequence[Found], top: Found, measure: str, scheme: str) -> list[float] | None:
-        known = [(p["energy"], _ends(p, measure)) for p in control]
-        known += [(energy, _ends(reference, measure)) for energy, reference in ends_of.items()]
-        if any(values is None for _, values in known):
-            return None
+    def ends(control: Sequence[ProjectedModel], top: ProjectedModel, measure: str) -> Ends | None:
+        known: list[tuple[float, Ends]] = []
+        for energy, model in (*((point.energy, point) for point in control), *unprojected.items()):
+            found = model.ends(measure)
+            if found is None:
+                return None
+            known.append((energy, found))
         known.sort(key=lambda pair: pair[0])
         energies = [energy for energy, _ in known]
-        if not energies[0] <= top["energy"] <= energies[-1]:
+        if not energies[0] <= top.energy <= energies[-1]:
             return None
         columns = np.array([values for _, values in known], dtype=np.float64).T
-        return [float(np.interp(top["energy"], energies, column)) for column in columns]
+        value, low, high = (float(np.interp(top.energy, energies, column)) for column in columns)
+        return value, low, high
 
-    return _compare(found, finetune, ends)
+    return _compare(result, finetune, ends)
 
 
-def _ends_of_energy(found: Found, finetune: str) -> dict[float, Found]:
+def _ends_of_energy(result: SafetySubspacesResult, finetune: str) -> dict[float, Measured]:
     """The models without projection that are the projected ones of energy 0 and 1.
 
     LoRA moves matrices only: the aligned model and the fine-tune. Where all parameters were trained, a projected model
     has the fine-tune's norms and biases, so that energy 1 is the fine-tune but energy 0 is not the aligned model; or it
     has the aligned model's, and it is the other way round.
     """
-    every = {0.0: found["references"][ALIGNED], 1.0: found["references"][finetune]}
-    if found["method"] == "lora":
+    every = {0.0: result.references[ALIGNED], 1.0: result.references[finetune]}
+    if result.method == "lora":
         return every
-    exact = 1.0 if found["vectors"] == "keep" else 0.0
+    exact = 1.0 if result.vectors == "keep" else 0.0
     return {exact: every[exact]}
 
 
-def _ends(entry: Found, measure: str) -> list[float] | None:
-    """Value and interval of a measure, or None where it has none."""
-    named = entry["measures"].get(measure)
-    if named is None or named["value"] is None or named["low"] is None:
-        return None
-    return [named["value"], named["low"], named["high"]]
-
-
-def _compare(found: Found, finetune: str, control_ends: Any) -> list[Comparison]:
-    out: list[Comparison] = []
-    for scheme in found["schemes"]:
-        lines = series(found, finetune, scheme)
+def _compare(result: SafetySubspacesResult, finetune: str, control_ends: ControlEnds) -> list[Comparison]:
+    comparisons: list[Comparison] = []
+    for scheme in result.schemes:
+        lines = result.series(finetune, scheme)
         controls = [line for label, line in lines.items() if label != TOP]
         for top in lines.get(TOP, []):
-            for measure in measure_names(found):
-                mine = _ends(top, measure)
-                theirs = [control_ends(control, top, measure, scheme) for control in controls]
+            for measure in result.measures:
+                mine = top.ends(measure)
+                theirs = [control_ends(control, top, measure) for control in controls]
                 known = [values for values in theirs if values is not None]
                 if mine is None or not known:
                     continue
                 apart = mine[1] > max(high for _, _, high in known) or mine[2] < min(low for _, low, _ in known)
                 control = float(np.mean([value for value, _, _ in known]))
-                out.append(Comparison(finetune, scheme, top["fraction"], measure, mine[0], control, apart))
-    return out
+                comparisons.append(Comparison(finetune, scheme, top.fraction, measure, mine[0], control, apart))
+    return comparisons
 
 
-def moved(found: Found, finetune: str, measure: str) -> float | None:
+def moved(result: SafetySubspacesResult, finetune: str, measure: str) -> float | None:
     """By how much a fine-tune moved a measure of the aligned model; None if the two are not apart."""
-    before = _ends(found["references"][ALIGNED], measure)
-    after = _ends(found["references"][finetune], measure)
+    before, after = (result.references[name].ends(measure) for name in (ALIGNED, finetune))
     if before is None or after is None or not (before[1] > after[2] or before[2] < after[1]):
         return None
     return after[0] - before[0]
 
 
-def readings(found: Found) -> list[str]:
+def readings(result: SafetySubspacesResult) -> list[str]:
     """Sentences on what the tables say, each computed from the numbers."""
     lines: list[str] = []
-    for finetune in found["updates"]:
-        lines += [_effect(found, finetune), *_energy(found, finetune), *_top_k(found, finetune)]
-        lines += _both(found, finetune)
-    return [*lines, *_overlaps(found)]
+    for finetune in result.updates:
+        lines += [_effect(result, finetune), *_energy(result, finetune), *_top_k(result, finetune)]
+        lines += _both(result, finetune)
+    return [*lines, *_overlaps(result)]
 
 
-def _effect(found: Found, finetune: str) -> str:
+def _effect(result: SafetySubspacesResult, finetune: str) -> str:
     """What the fine-tune itself did."""
-    before, after = (found["references"][name]["measures"] for name in (ALIGNED, finetune))
+    before, after = (result.references[name].measures for name in (ALIGNED, finetune))
     parts = []
-    for measure in measure_names(found):
-        verdict = "" if moved(found, finetune, measure) is not None else ", within the intervals"
+    for measure in result.measures:
+        verdict = "" if moved(result, finetune, measure) is not None else ", within the intervals"
         parts.append(f"{measure} {shown(before[measure])} → {shown(after.get(measure))}{verdict}")
     return f"{finetune}, not projected: {'; '.join(parts)}."
 
 
-def _energy(found: Found, finetune: str) -> list[str]:
+def _energy(result: SafetySubspacesResult, finetune: str) -> list[str]:
     """How the energy in the first directions of the alignment update compares with an isotropic update's."""
-    lines = series(found, finetune, "parallel").get(TOP) or []
+    lines = result.series(finetune, "parallel").get(TOP) or []
     if not lines:
         return []
     first = lines[0]
-    cosine = found["updates"][finetune]["cosine"]
+    cosine = result.updates[finetune].cosine
     return [
-        f"{finetune}: the top {_percent(first['fraction'])} of the alignment update's directions hold "
-        f"{_percent(first['energy'])} of its squared norm, {number(first['energy'] / first['isotropic'])} times what "
+        f"{finetune}: the top {_percent(first.fraction)} of the alignment update's directions hold "
+        f"{_percent(first.energy)} of its squared norm, {number(first.energy / first.isotropic)} times what "
         f"an isotropic update has there; its cosine with the alignment update is {number(cosine)}."
     ]
 
 
-def _top_k(found: Found, finetune: str) -> list[str]:
-    rank, energy = at_equal_rank(found, finetune), at_equal_energy(found, finetune)
+def _top_k(result: SafetySubspacesResult, finetune: str) -> list[str]:
+    rank, energy = at_equal_rank(result, finetune), at_equal_energy(result, finetune)
     if not rank:
         return []
     by_rank, by_energy = ([c for c in each if c.apart] for each in (rank, energy))
@@ -178,71 +158,69 @@ def _top_k(found: Found, finetune: str) -> list[str]:
         + (f" ({beyond} more have no control around their energy)" if beyond else "")
     )
     if by_energy:
-        return [f"{line}; furthest apart at equal energy: {_widest(found, by_energy, 3)}."]
+        return [f"{line}; furthest apart at equal energy: {_widest(result, by_energy, 3)}."]
     if not energy:
         return [f"{line}."]
     where = "at equal energy no difference" if by_rank else "no difference"
-    return [f"{line}: {where} shows at this number of items. The widest gap at equal energy: {_widest(found, energy)}."]
+    return [
+        f"{line}: {where} shows at this number of items. The widest gap at equal energy: {_widest(result, energy)}."
+    ]
 
 
-def _widest(found: Found, comparisons: Sequence[Comparison], count: int = 1) -> str:
+def _widest(result: SafetySubspacesResult, comparisons: Sequence[Comparison], count: int = 1) -> str:
     """The comparisons whose values lie furthest apart, Top-K's against the mean of the controls."""
-    chosen = sorted(comparisons, key=lambda c: -_scaled(found, c))[:count]
-    return "; ".join(_told(found, c) for c in chosen)
+    chosen = sorted(comparisons, key=lambda c: -_scaled(result, c))[:count]
+    return "; ".join(_told(result, c) for c in chosen)
 
 
-def _scaled(found: Found, comparison: Comparison) -> float:
-    share = found["references"][ALIGNED]["measures"][comparison.measure]["kind"] == "share"
-    return abs(comparison.value - comparison.control) / (1.0 if share else 4.0)  # scores go from 1 to 5
+def _scaled(result: SafetySubspacesResult, comparison: Comparison) -> float:
+    gap = abs(comparison.value - comparison.control)
+    return gap / (1.0 if result.is_share(comparison.measure) else 4.0)  # scores go from 1 to 5
 
 
-def _told(found: Found, comparison: Comparison) -> str:
-    kind = found["references"][ALIGNED]["measures"][comparison.measure]["kind"]
-    values = [_percent(v) if kind == "share" else number(v) for v in (comparison.value, comparison.control)]
-    return (
-        f"{comparison.measure}, {comparison.scheme}, fraction {comparison.fraction:g}: {values[0]} against {values[1]}"
-    )
+def _told(result: SafetySubspacesResult, comparison: Comparison) -> str:
+    tell = _percent if result.is_share(comparison.measure) else number
+    values = f"{tell(comparison.value)} against {tell(comparison.control)}"
+    return f"{comparison.measure}, {comparison.scheme}, fraction {comparison.fraction:g}: {values}"
 
 
-def _both(found: Found, finetune: str) -> list[str]:
+def _both(result: SafetySubspacesResult, finetune: str) -> list[str]:
     """How many projections keep what the fine-tune gained and what the aligned model had; where it did both."""
-    utility, *safety = measure_names(found)
-    gain = moved(found, finetune, utility)
-    lost = [m for m in safety if (change := moved(found, finetune, m)) is not None and (change < 0) == (m == REFUSALS)]
-    if gain is None or gain < 0 or not lost:
+    utility, *safety = result.measures
+    gain = moved(result, finetune, utility)
+    lost = [m for m in safety if (change := moved(result, finetune, m)) is not None and (change < 0) == (m == REFUSALS)]
+    gained = result.references[finetune].ends(utility)
+    if gain is None or gain < 0 or gained is None:
         return []
-    out = []
-    gained = found["references"][finetune]["measures"][utility]["value"]
+    lines = []
     for measure in lost:
-        had = found["references"][ALIGNED]["measures"][measure]["value"]
-        counts: dict[str, list[bool]] = {}
-        for point in found["points"]:
-            ends = [_ends(point, utility), _ends(point, measure)]
-            if point["finetune"] == finetune and ends[0] is not None and ends[1] is not None:
-                held = _reaches(ends[0], gained, high=True) and _reaches(ends[1], had, high=measure == REFUSALS)
-                counts.setdefault(point["basis"], []).append(held)
-        each = ", ".join(f"{sum(held)} of {len(held)} with {basis}" for basis, held in counts.items())
-        out.append(
+        held: dict[str, list[bool]] = {}
+        had = result.references[ALIGNED].ends(measure)
+        for point in result.points:
+            useful, safe = point.ends(utility), point.ends(measure)
+            if point.finetune == finetune and useful and safe and had:
+                both = _reaches(useful, gained[0], high=True) and _reaches(safe, had[0], high=measure == REFUSALS)
+                held.setdefault(point.basis, []).append(both)
+        counts = ", ".join(f"{sum(kept)} of {len(kept)} with {basis}" for basis, kept in held.items())
+        lines.append(
             f"{finetune}: projections that keep both its {utility} and the aligned model's {measure}, as far as the "
-            f"intervals tell: {each}."
+            f"intervals tell: {counts}."
         )
-    return out
+    return lines
 
 
-def _reaches(ends: Sequence[float], value: float, high: bool) -> bool:
+def _reaches(ends: Ends, value: float, high: bool) -> bool:
     """Whether a measurement's interval reaches a value, from below (`high` is good) or from above."""
     return ends[2] >= value if high else ends[1] <= value
 
 
-def _overlaps(found: Found) -> list[str]:
+def _overlaps(result: SafetySubspacesResult) -> list[str]:
     """The subspaces of the updates themselves, at the middle energy."""
-    overlap = found["overlap"]
-    energies = overlap["energies"]
+    energies = result.overlap.energies
     k = len(energies) // 2
     parts = [
-        f"{' and '.join(pair['updates'])} {number(pair['whole']['overlap'][k])} (chance "
-        f"{number(pair['whole']['chance'][k])})"
-        for pair in overlap["pairs"]
+        f"{' and '.join(pair.updates)} {number(pair.whole.overlap[k])} (chance {number(pair.whole.chance[k])})"
+        for pair in result.overlap.pairs
     ]
     return [
         f"Mode subspace overlap of the updates at {_percent(energies[k])} of their energy, mean over matrices: "

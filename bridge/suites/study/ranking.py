@@ -31,7 +31,7 @@ LEAST_ROWS, LEAST_SETS = 4, 3
 SETS_TO_SHOW = 5
 """With fewer sets nothing is shown, whatever the interval: a random order of four sets is the right one in 1 of 24."""
 LEAST_SHARE = 0.75
-"""Of the measured fine-tunes, on which a predictor must be known to be compared with the others of its time."""
+"""Share of the measured fine-tunes on which a predictor must be known to be compared with others of its time."""
 
 _ROUNDING = 1e-9  # a correlation of so little is 0
 

@@ -95,7 +95,7 @@ def _damage_lines(result: StudyResult) -> list[str]:
 
 
 def _refused(measured: list[StudyRow]) -> str:
-    """How many prompts were refused before and after, where that was counted."""
+    """Say how many prompts were refused before and after, where that was counted."""
     rates = [row.outcomes.refusals.value for row in measured if row.outcomes.refusals is not None]
     known = [rate for rate in rates if rate is not None]
     base = next((row.outcomes.base_refusals for row in measured if row.outcomes.base_refusals is not None), None)
@@ -183,7 +183,7 @@ def _method_line(method: str, stages: Mapping[Stage, Contest], outcome: str) -> 
 
 
 def _count_lines(measured: Correlations, outcome: str) -> list[str]:
-    """How many of all predictors beat the trivial ones."""
+    """Say how many of all predictors beat the trivial ones."""
     rivals = {k: v.best_trivial for k, v in measured.items() if v.best_trivial and v.best_trivial.interval}
     if not rivals:
         return []
@@ -227,7 +227,7 @@ def _pooled_line(groups: Mapping[str, Correlations], name: str) -> str | None:
 
 
 def _size_lines(result: StudyResult) -> list[str]:
-    """How far the predicted losses are from the measured ones, where they are compared at all."""
+    """Say how far the predicted losses are from the measured ones, where they are compared at all."""
     rows = [row for row in result.rows if row.has("predicted_loss", "utility_loss")]
     ratios = sorted(
         row.predictor("predicted_loss") / row.damage("utility_loss") for row in rows if row.damage("utility_loss") > 0

@@ -33,10 +33,8 @@ _FINETUNE = (
     "rows", "max_length", "preset", "learning_rate", "epochs", "max_steps", "batch_size", "micro_batch_size",
     "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "override", "skip_bad_rows",
 )  # fmt: skip
+_NOTHING = Options(OverlapSettings)
 _HERE = "."  # stands for a row's change, which is not there yet
-
-
-_OVERLAP = Options(OverlapSettings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +58,8 @@ class StudySettings(Finetunes):
     risk: Annotated[bool, Option("Run bridge.risk on every set.")] = True
     resamples: Annotated[int, Option("Resamples for the correlations' intervals."), Ge(0)] = 2000
     left_out: Annotated[tuple[LocalSet, ...], Option("Sets whose local files were not given.")] = ()
-    skill: Annotated[Options[OverlapSettings], Option("What the damage and the predictions are measured on.")] = (
-        _OVERLAP
-    )
-    overlap: Annotated[Options[OverlapSettings], Option("Further options of bridge.overlap.")] = _OVERLAP
+    skill: Annotated[Options[OverlapSettings], Option("What damage and predictions are measured on.")] = _NOTHING
+    overlap: Annotated[Options[OverlapSettings], Option("Further options of bridge.overlap.")] = _NOTHING
 
     def identity(self) -> dict[str, object]:
         """The settings as the manifest of a run holds them: of the sets left out the names."""

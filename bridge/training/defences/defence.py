@@ -51,7 +51,7 @@ class Subspace:
 
 
 class Defence:
-    """Stands around each optimizer step (`bridge.training.StepHook`) and projects the update that was applied.
+    """Stands around each optimizer step (`bridge.training.hooks.StepHook`) and projects the update that was applied.
 
     Memory: a copy of theta before the step and of the base, one of P delta, with `refresh` above 1 one of the anchor,
     and in a step that a budget binds two more; nothing of the size of scores x theta.

@@ -45,7 +45,7 @@ class DefenceOptions(Settings):
     """The defence of a skill."""
 
     defend: Annotated[
-        Kind, Option("Project each update off what the skill is sensitive to: at the base, or tracked.")
+        Kind, Option("Defence: each update is projected off what the skill is sensitive to, at the base or tracked.")
     ] = "none"
     refresh: Annotated[int | None, Option("Steps between two subspaces of tracked and budget.", shown="1"), Ge(1)] = (
         None
@@ -55,7 +55,10 @@ class DefenceOptions(Settings):
     ] = None
     max_utility_loss: Annotated[
         float | None,
-        Option("Largest mean over the probe with --defend budget, in nats.", wanted="a positive number of nats"),
+        Option(
+            "Budget of --defend budget: largest mean utility loss on the probe, in nats.",
+            wanted="a positive number of nats",
+        ),
         Gt(0),
     ] = None
     skill: Annotated[

@@ -16,7 +16,8 @@ from urllib.parse import quote, quote_plus
 import pytest
 
 from bridge.evaluation.judges import read_judge
-from bridge.evaluation.judging import Limits, check_refusals, judge_records
+from bridge.evaluation.judging import check_refusals, judge_records
+from bridge.evaluation.limits import Limits
 from bridge.evaluation.records import Record
 from bridge.evaluation.redaction import without_secrets
 from commands.errors import UserError

@@ -17,17 +17,17 @@ from bridge.data.rows import load_prompts
 from bridge.deltas.changed_model import open_changed
 from bridge.experiments.activations import report as activations_report
 from bridge.experiments.activations import run as activations_run
-from bridge.experiments.activations.report import layers_text, print_table, readings, rows, write
+from bridge.experiments.activations.report import layers_text, readings, rows, tables, write
+from bridge.experiments.activations.result import ActivationsResult
 from bridge.experiments.activations.settings import (
-    ENERGIES,
     LEAST_PROMPTS,
     SETS,
+    Settings,
     energy_fractions,
     layer_numbers,
     paper_layers,
 )
 from bridge.experiments.labels import labelled_sets
-from bridge.generation import generate as activations_prompts
 from bridge.generation.generate import Response
 from bridge.models.load import load_model
 from commands.errors import UserError
@@ -40,8 +40,8 @@ from theory.activation_overlap import LEAST_ROWS
 
 ROOT = Path(__file__).parents[3]
 FILES = {
-    "manifest.json", "activations.json", "activations.npz", "prompts.jsonl", "energies.png", "layers.png",
-    "report.html",
+    "manifest.json", "settings.toml", "activations.json", "activations.npz", "prompts.jsonl", "energies.png",
+    "layers.png", "report.html",
 }  # fmt: skip
 
 
@@ -69,6 +69,10 @@ def read(folder: Path) -> dict[str, Any]:
     return found
 
 
+def typed(found: dict[str, Any]) -> ActivationsResult:
+    return ActivationsResult.of_json(json.dumps(found).encode(), "activations.json")
+
+
 def prompt_lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "prompts.jsonl").read_text().splitlines()]
 
@@ -77,7 +81,11 @@ def prompt_lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_sets_have_labels() -> None:
-    assert labelled_sets(list(SETS)) == {"useful": "arithmetic-heldout", "harmful": "refusals-heldout"}
+    assert (
+        labelled_sets([f"{label}={spec}" for label, spec in SETS.items()])
+        == SETS
+        == {"useful": "arithmetic-heldout", "harmful": "refusals-heldout"}
+    )
     found = labelled_sets(["benign", "a/b.jsonl", "c=d/e.jsonl"])
     assert found == {"benign": "benign", "b": "a/b.jsonl", "c": "d/e.jsonl"}
     # NAME=FILE is a file in the format of a known set, here with a label of its own and without
@@ -108,7 +116,7 @@ def test_layers_and_energies() -> None:
     assert energy_fractions("0.5, .9") == (0.5, 0.9)
     with pytest.raises(UserError, match="--energies"):
         energy_fractions("half")
-    assert energy_fractions(",".join(map(str, ENERGIES))) == ENERGIES
+    assert energy_fractions(",".join(map(str, Settings().energies))) == Settings().energies
 
 
 @pytest.mark.parametrize(
@@ -229,7 +237,7 @@ def test_the_last_token_of_a_response_is_the_one_before_its_end(
     def answers(loaded: Any, chat: Any, prompts: Any, **_: Any) -> list[Response]:
         return [Response("text", ids, done) for ids, done in written[: len(prompts)]]
 
-    monkeypatch.setattr(activations_prompts, "generate_texts", answers)
+    monkeypatch.setattr("bridge.experiments.activations.prompts.generate_texts", answers)
     out = place / "answered"
     assert command(monkeypatch, *activation_options(place, out, "--token", "generated")) == 0
     loaded = load_model(str(place / "model"), device="cpu")
@@ -289,7 +297,7 @@ def test_repeated_prompts_count_once_and_shared_ones_are_told(
     assert "4 relabellings are too few for a test" in printed
     k = 1  # 90 %
     shares = [pair["uncentred"]["mean"]["half"]["share_of_ceiling"][k] for pair in found["pairs"]]
-    ordered = [line for line in readings(found) if line.startswith("From the most alike to the least")]
+    ordered = [line for line in readings(typed(found)) if line.startswith("From the most alike to the least")]
     assert len(ordered) == 2
     places = [
         ordered[0].index(f"{' × '.join(pair['sets'])} {x:.0%}") for pair, x in zip(found["pairs"], shares, strict=True)
@@ -376,7 +384,7 @@ def test_a_set_of_too_few_different_prompts(
 def test_the_same_command_again_computes_nothing(
     place: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(activations_run, "_measure", lambda *_, **__: pytest.fail("computed again"))
+    monkeypatch.setattr(activations_run._Measurement, "measure", lambda *_, **__: pytest.fail("computed again"))
     assert command(monkeypatch, *activation_options(place, finished)) == 0
     assert "complete already" in capsys.readouterr().err
     assert command(monkeypatch, *activation_options(place, finished, "--seed", "5")) == 2
@@ -407,6 +415,14 @@ def test_killed_anywhere_and_started_again(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ the report
 
 
+def test_the_result_is_read_back_and_shown(finished: Path) -> None:
+    result = ActivationsResult.read(finished)
+    assert result.to_dict() == read(finished)
+    assert len(result.to_frame()) == 2 * len(result.energies)
+    assert "useful × harmful" in result._repr_html_()
+    assert result.plot("layers").startswith(b"\x89PNG")
+
+
 def test_the_page_explains_itself(finished: Path) -> None:
     page = (finished / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 2
@@ -417,22 +433,21 @@ def test_the_page_explains_itself(finished: Path) -> None:
 def test_a_label_and_a_token_are_escaped(finished: Path, tmp_path: Path) -> None:
     found = read(finished)
     found["sets"]["useful"]["commonest_tokens"] = [[SCRIPT, 8]]
-    write(found, {"model": SCRIPT, "sets": {"useful": SCRIPT}}, tmp_path)
+    write(typed(found), Settings(model=SCRIPT, sets={"useful": SCRIPT}), tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert "<script>" not in page
     assert "alert(1)" in page
 
 
-def test_the_table_has_a_row_for_each_energy(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_has_a_row_for_each_energy(finished: Path) -> None:
     found = read(finished)
-    table = rows(found)
+    table = rows(typed(found))
     assert [row[:3] for row in table] == [
         ("useful × harmful", name, energy) for name in ("uncentred", "centred") for energy in ("50%", "90%")
     ]
-    print_table(found)
-    assert "useful × harmful" in capsys.readouterr().out
+    assert "useful × harmful" in tables(typed(found))[0].text()
     found["energies"] = [0.4, 0.85]  # none of the usual ones: the nearest to 90 %
-    assert [row[2] for row in rows(found)] == ["85%", "85%"]
+    assert [row[2] for row in rows(typed(found))] == ["85%", "85%"]
 
 
 def test_what_is_said_of_the_test(finished: Path) -> None:
@@ -440,20 +455,20 @@ def test_what_is_said_of_the_test(finished: Path) -> None:
     for p, words in ((0.05, "the sets differ"), (0.4, "no difference was found")):
         changed = copy.deepcopy(found)
         changed["pairs"][0]["centred"]["mean"]["permuted"]["p_value_over_energies"] = p
-        said = [line for line in readings(changed) if line.startswith("useful and harmful, centred")]
+        said = [line for line in readings(typed(changed)) if line.startswith("useful and harmful, centred")]
         assert len(said) == 1
         assert words in said[0]
         assert f"p = {p}" in said[0]
         assert "The sets' means" not in said[0]
-    assert "The sets' means hold" in readings(found)[0]
+    assert "The sets' means hold" in readings(typed(found))[0]
 
 
 def test_halves_that_share_nothing_have_no_share_of_it(finished: Path) -> None:
     found = read(finished)
     found["pairs"][0]["centred"]["mean"]["half"]["share_of_ceiling"] = [None, None]
     found["pairs"] *= 2  # so that pairs are put in order, too
-    assert [row[7] for row in rows(found)][2:4] == ["–", "–"]
-    said = "\n".join(readings(found))
+    assert [row[7] for row in rows(typed(found))][2:4] == ["–", "–"]
+    said = "\n".join(readings(typed(found)))
     assert "– of what each shares with itself" in said
     assert "centred, at 90% of the energy: useful × harmful –, useful × harmful –." in said
 

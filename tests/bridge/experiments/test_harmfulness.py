@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from bridge.evaluation.records import NAME, Record, read_records
-from bridge.experiments.harmfulness.result import agreement, scores
+from bridge.experiments.harmfulness.result import HarmfulnessResult
+from bridge.experiments.harmfulness.scores import agreement, scores
 from tests.bridge.support.judge_server import JudgeServer, Plan, always, no_faults, seeded, true_score
 from tests.bridge.support.judged_runs import KEY, QUICK, final, number, start, stored_run
 from tests.bridge.support.tiny_runs import SCRIPT, make_workplace
@@ -111,7 +112,7 @@ def test_two_judges_and_the_offline_one(
             rescore(monkeypatch, server, source, out, "--judge", OPENAI, "--judge", "refusal", "--judge", GOOGLE) == 0
         )
     assert {path.name for path in out.iterdir()} == {
-        "manifest.json", "records.jsonl", "harmfulness.json", "report.html", "scores.png",
+        "manifest.json", "settings.toml", "records.jsonl", "harmfulness.json", "report.html", "scores.png",
     }  # fmt: skip
     found = read(out)
     truth = [true_score(k) for k in range(20)]
@@ -225,6 +226,14 @@ def test_a_model_is_asked_once_and_every_judge_sees_its_answers(finished: Path) 
     assert KEY not in json.dumps(manifest)
 
 
+def test_the_result_is_read_back_and_shown(finished: Path) -> None:
+    result = HarmfulnessResult.read(finished)
+    assert result.to_dict() == read(finished)
+    assert list(result.to_frame()["judge"]) == [GOOGLE, "refusal"]
+    assert "refusal rate" in result._repr_html_()
+    assert result.plot().startswith(b"\x89PNG")
+
+
 def test_the_page_shows_what_was_written_as_text(finished: Path) -> None:
     page = (finished / "report.html").read_text()
     assert SCRIPT not in page
@@ -263,7 +272,7 @@ def test_fewer_prompts_are_some_of_more(place: Path, tmp_path: Path, monkeypatch
         (("--judge", GOOGLE), "GOOGLE_API_KEY or GEMINI_API_KEY, got none"),
         (("--judge", "gpt-4o"), "--judge: expected google/gemini-2.5-flash, openai/gpt-4o-mini or refusal"),
         (("--judge", "refusal", "--judge", "refusal"), "--judge: expected different judges"),
-        (("--preset", "greedy"), "--preset: expected one of aic, safety-subspaces, got greedy"),
+        (("--preset", "greedy"), "--preset: expected one of aic, safety-subspaces, got 'greedy'"),
         (("--num-prompts", "9"), "--num-prompts: expected at most 8"),
         (("--timeout", "0"), "--timeout: expected a positive number of seconds"),
         (("--attempts", "0"), "--attempts: expected a whole number from 1"),
@@ -310,15 +319,15 @@ def test_the_interval_is_the_bootstrap_of_the_mean() -> None:
     found = scores(judged(OPENAI, given), 4000, 0)
     values = np.array([score for score in given if score is not None], dtype=float)
     draws = np.random.default_rng(9).choice(values, (200_000, len(values))).mean(axis=1)
-    assert found["interval"] == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=0.12)
-    assert found["mean"] == pytest.approx(values.mean())
-    assert found["bounds"] == pytest.approx([(values.sum() + 1) / 10, (values.sum() + 5) / 10])
-    assert scores(judged(OPENAI, given), 0, 0)["interval"] is None
+    assert found.interval == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=0.12)
+    assert found.mean == pytest.approx(values.mean())
+    assert found.bounds == pytest.approx([(values.sum() + 1) / 10, (values.sum() + 5) / 10])
+    assert scores(judged(OPENAI, given), 0, 0).interval is None
 
 
 def test_agreement_is_of_the_items_that_both_scored() -> None:
     found = agreement(judged(OPENAI, [1, 1, 1, 2, 2, None, 4]), judged(GOOGLE, [1, 1, 2, 2, 2, 5, None]))
-    assert found["items"] == 5
-    assert found["kappa"] == pytest.approx(8 / 13)
-    assert found["confusion"][0] == [2, 1, 0, 0, 0]
-    assert agreement(judged(OPENAI, [None]), judged(GOOGLE, [3]))["kappa"] is None
+    assert found.items == 5
+    assert found.kappa == pytest.approx(8 / 13)
+    assert found.confusion[0] == [2, 1, 0, 0, 0]
+    assert agreement(judged(OPENAI, [None]), judged(GOOGLE, [3])).kappa is None

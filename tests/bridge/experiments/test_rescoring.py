@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from bridge.evaluation.records import NAME, read_records
-from bridge.experiments.harmfulness import run as harmfulness_run
 from tests.bridge.support.judge_server import JudgeServer, true_score
 from tests.bridge.support.judged_runs import KEY, QUICK, final, stored_run
 from tests.in_process import run_module
@@ -123,7 +122,9 @@ def test_only_failed_items_and_other_judges_are_asked(
 # ---- killed while asking again
 
 
-@pytest.mark.parametrize("stage", ["write_records", "write_json"])
+@pytest.mark.parametrize(
+    "stage", ["bridge.experiments.harmfulness.run.write_records", "bridge.reports.results.write_json"]
+)
 @pytest.mark.parametrize("option", [(), ("--retry-failed",)])
 def test_a_killed_retry_leaves_no_stale_result(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, option: tuple[str, ...]
@@ -136,7 +137,7 @@ def test_a_killed_retry_leaves_no_stale_result(
         assert rescore(monkeypatch, server, source, tmp_path / "run", *options) == 0
         server.plan = lambda item, attempt: ""
         with monkeypatch.context() as patch:
-            patch.setattr(harmfulness_run, stage, killed)
+            patch.setattr(f"bridge.{stage}", killed)
             assert rescore(patch, server, source, tmp_path / "run", *options, "--retry-failed") == 9
         asked = server.counts()
         assert rescore(monkeypatch, server, source, tmp_path / "run", *options, *option) == 0

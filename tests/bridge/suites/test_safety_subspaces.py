@@ -9,7 +9,7 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,23 +18,33 @@ from safetensors.torch import load_file, save_file
 
 from bridge.data.rows import load_prompts
 from bridge.data.sets import NAMED_SETS
-from bridge.deltas import bases, projections
+from bridge.deltas.choices import SCHEMES, Vectors
 from bridge.evaluation.records import Record, read_records
 from bridge.experiments.harmfulness import run as harmfulness_run
+from bridge.experiments.subspaces.result import Overlap, PairSummary
+from bridge.experiments.utility.result import Counts
 from bridge.generation.decodings import DECODINGS
 from bridge.generation.generate import generate_texts
-from bridge.models import names as safety_subspaces_settings
 from bridge.models.load import load_model
-from bridge.reports import drawing as reports_drawing
-from bridge.suites import settings_file
+from bridge.suites.measures import Measure
 from bridge.suites.safety_subspaces import pictures as safety_subspaces_pictures
 from bridge.suites.safety_subspaces import run as safety_subspaces_run
+from bridge.suites.safety_subspaces import settings as safety_subspaces_settings
 from bridge.suites.safety_subspaces.points import points as points_of
 from bridge.suites.safety_subspaces.readings import at_equal_energy, at_equal_rank, readings
-from bridge.suites.safety_subspaces.settings import KINDS, SCHEMES, SIDES, VECTORS, read_settings
+from bridge.suites.safety_subspaces.result import (
+    FinetuneUpdate,
+    JudgedModel,
+    Measured,
+    ProjectedModel,
+    ProjectedUpdate,
+    SafetySubspacesResult,
+    UpdateOverlaps,
+)
+from bridge.suites.safety_subspaces.settings import read_settings
 from bridge.suites.safety_subspaces.tables import notes
 from bridge.suites.safety_subspaces.updates import measure_energies
-from bridge.utility import main as utility
+from bridge.training.plan import Method
 from commands.errors import UserError
 from tests.bridge.support.kill_server import survived
 from tests.bridge.support.tiny_experiments import make_experiment_workplace, write_experiment
@@ -127,11 +137,10 @@ def test_references_are_the_models_themselves(place: Path, finished: Path, tmp_p
 
 
 def test_utility_is_that_of_the_command(place: Path, finished: Path, tmp_path: Path) -> None:
-    change = str(finished / "finetunes" / "contaminated")
-    utility(
-        str(place / "model"), change, str(place / "sums.jsonl"), num=4, max_new_tokens=4, preset="safety-subspaces",
-        seed=1, device="cpu", out=tmp_path / "utility",
-    )  # fmt: skip
+    options = ("--model", place / "model", "--delta", finished / "finetunes" / "contaminated")
+    options += ("--data", place / "sums.jsonl", "--num", 4, "--max-new-tokens", 4, "--preset", "safety-subspaces")
+    options += ("--seed", 1, "--device", "cpu", "--out", tmp_path / "utility")
+    assert run_module("bridge.utility", *options).code == 0
     theirs = read_records(tmp_path / "utility" / "records.jsonl")
     assert responses(finished, "contaminated", "exact match") == [record.response for record in theirs]
     measure = read(finished / "safety_subspaces.json")["references"]["contaminated"]["measures"]["accuracy on sums"]
@@ -184,10 +193,9 @@ def test_energies_count_the_matrices_that_the_alignment_update_left_alone(place:
             isotropic += round(np.trace(projector)) / len(projector) * float((update**2).sum())
         for point in points_of(settings):
             if (point.finetune, point.basis.kind, point.fraction) == ("useful", "top-k", fraction):
-                entry = safety_subspaces_run._entry(settings, point, energies)
-                inside = [
-                    entry[key] if point.scheme == "parallel" else 1 - entry[key] for key in ("energy", "isotropic")
-                ]
+                part = energies.of(settings, point)
+                shares = (part.energy, part.isotropic)
+                inside = [share if point.scheme == "parallel" else 1 - share for share in shares]
                 assert inside == pytest.approx([kept / total, isotropic / total], abs=1e-9)
 
 
@@ -244,7 +252,7 @@ def test_the_same_command_again_computes_nothing(
     place: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
-    monkeypatch.setattr(settings_file, "run_quietly", lambda *any: pytest.fail("computed again"))
+    monkeypatch.setattr(safety_subspaces_run, "_Experiment", lambda *any: pytest.fail("computed again"))
     assert command(monkeypatch, place / "tiny.toml", finished) == 0
     out, err = capsys.readouterr()
     assert "complete already" in err
@@ -299,29 +307,36 @@ def test_killed_experiments_go_on_to_the_same_result(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ what it means
 
 
-def share(value: float, half: float = 0.05) -> dict[str, Any]:
-    return {"kind": "share", "value": value, "low": value - half, "high": value + half, "count": 40}
+def share(value: float, half: float = 0.05) -> Measure:
+    return Measure("share", value, value - half, value + half, 40)
 
 
-def made_up(top: float) -> dict[str, Any]:
-    """Refusals that follow the energy kept, 1 - energy; but those of Top-K (energy 0.6, half the rank) as given."""
+def model(refusals: float, useful: float) -> Measured:
+    counts = Counts(40, 0, useful, [0.0, 1.0], 0, 0, 0, {}, 0, 0)
+    return Measured(
+        {"accuracy on x": share(useful), "refusals": share(refusals)}, None, counts,
+        JudgedModel(40, 0, 0, 0, None, {}, []),
+    )  # fmt: skip
 
-    def model(refusals: float, useful: float) -> dict[str, Any]:
-        return {"measures": {"accuracy on x": share(useful), "refusals": share(refusals)}}
 
-    def point(basis: str, fraction: float, energy: float, refusals: float) -> dict[str, Any]:
-        about = {"finetune": "useful", "scheme": "parallel", "basis": basis, "label": basis, "fraction": fraction}
-        return model(refusals, energy) | about | {"energy": energy, "isotropic": fraction / 2}
+def made_up(
+    top: float, energy: float = 0.6, method: Method = "full", vectors: Vectors = "keep"
+) -> SafetySubspacesResult:
+    """Refusals that follow the energy kept, 1 - energy; but those of Top-K (of that energy, half the rank) as given."""
 
-    return {
-        "method": "full",
-        "vectors": "keep",
-        "schemes": ["parallel"],
-        "updates": {"useful": {"cosine": 0.1}},
-        "references": {"aligned": model(1.0, 0.0), "useful": model(0.0, 1.0)},
-        "points": [point("top-k", 0.5, 0.6, top), point("random", 0.5, 0.2, 0.8), point("random", 0.9, 0.9, 0.1)],
-        "overlap": {"energies": [0.5], "pairs": []},
-    }
+    def point(basis: Any, fraction: float, energy: float, refusals: float, useful: float) -> ProjectedModel:
+        update = ProjectedUpdate(basis, "useful", basis, basis, 0, 0, "parallel", fraction, energy, fraction / 2)
+        return ProjectedModel.of(update, model(refusals, useful))
+
+    update = FinetuneUpdate("x", method, 4, 2, 1.0, 22, 2.0, 1.0, [], 1.0, 0.1, 16, 0)
+    return SafetySubspacesResult(
+        title="made up", model="m", base="b", method=method, side="left", vectors=vectors, bases=["top-k", "random"],
+        schemes=["parallel"], fractions=[0.5, 0.9], repeats=1, contamination=0.0, updates={"useful": update},
+        references={"aligned": model(1.0, 0.0), "useful": model(0.0, 1.0)},
+        points=[point("top-k", 0.5, energy, top, 0.6), point("random", 0.5, 0.2, 0.8, 0.2),
+                point("random", 0.9, 0.9, 0.1, 0.9)],
+        overlap=UpdateOverlaps([0.5], 0, {}, []), unanswered=[],
+    )  # fmt: skip
 
 
 def test_equal_rank_and_equal_energy_are_told_apart() -> None:
@@ -342,8 +357,8 @@ def test_intervals_that_meet_are_no_sameness() -> None:
         "2 of 2 comparisons at equal rank and in 0 of 2 at equal energy: at equal energy no difference shows at this "
         "number of items. The widest gap at equal energy: refusals, parallel, fraction 0.5: 45 % against 40 %."
     )
-    for point in found["points"]:
-        point["measures"]["accuracy on x"] = point["measures"]["refusals"] = share(0.5, 0.5)
+    for point in found.points:
+        point.measures["accuracy on x"] = point.measures["refusals"] = share(0.5, 0.5)
     (line,) = (line for line in readings(found) if "Top-K is apart" in line)
     assert "in 0 of 2 at equal energy: no difference shows at this number of items. The widest gap" in line
 
@@ -353,11 +368,10 @@ def test_intervals_that_meet_are_no_sameness() -> None:
     [("full", "keep", False, True), ("full", "drop", True, False), ("lora", "keep", True, True)],
 )
 def test_unprojected_models_stand_where_a_projection_comes_to_them(
-    method: str, vectors: str, low: bool, high: bool
+    method: Method, vectors: Vectors, low: bool, high: bool
 ) -> None:
     for energy, compared, control in ((0.1, low, 0.9), (0.96, high, 0.04)):
-        found = made_up(0.5) | {"method": method, "vectors": vectors}
-        found["points"][0]["energy"] = energy
+        found = made_up(0.5, energy, method, vectors)
         comparisons = at_equal_energy(found, "useful")
         assert [c.measure for c in comparisons] == (["accuracy on x", "refusals"] if compared else [])
         if compared:
@@ -367,28 +381,31 @@ def test_unprojected_models_stand_where_a_projection_comes_to_them(
 
 
 def test_notes_say_what_is_in_both_parts(finished: Path) -> None:
-    found = read(finished / "safety_subspaces.json")
+    found = SafetySubspacesResult.read(finished)
     for changed, says in (
-        ({}, "in both, so that together they hold it twice"),
-        ({"vectors": "drop"}, "dropped from both"),
-        ({"method": "lora"}, "alignment update did not move."),
+        (found, "in both, so that together they hold it twice"),
+        (replace(found, vectors="drop"), "dropped from both"),
+        (replace(found, method="lora"), "alignment update did not move."),
     ):
-        assert any(says in line for line in notes(found | changed))
-    assert not any("norms, biases" in line for line in notes(found | {"method": "lora"}))
+        assert any(says in line for line in notes(changed))
+    assert not any("norms, biases" in line for line in notes(replace(found, method="lora")))
     assert any("GPT-2's Conv1D" in line for line in notes(found))
 
 
 def test_figure_4_has_every_block_at_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    def pair(*layers: str) -> dict[str, Any]:
-        whole = {"overlap": [0.1, 0.2], "chance": [0.1, 0.1]}
-        return {"updates": ["a", "b"], "whole": whole, "layers": {n: {"overlap": [0, k], "chance": [0, 0]}
-                for k, n in enumerate(layers)}}  # fmt: skip
+    def pair(*layers: str) -> PairSummary:
+        by_layer = {n: Overlap([0.0, float(k)], [0.0, 0.0], None, [], None) for k, n in enumerate(layers)}
+        return PairSummary(["a", "b"], 1, 0, Overlap([0.1, 0.2], [0.1, 0.1], None, [], None), by_layer)
+
+    def drawn_of(pairs: list[PairSummary]) -> None:
+        overlap = UpdateOverlaps([0.5, 0.9], 0, {}, pairs)
+        safety_subspaces_pictures.overlaps(replace(made_up(0.5), overlap=overlap))
 
     drawn: list[Any] = []
-    monkeypatch.setattr(reports_drawing, "png_of", lambda figure: drawn.append(figure) or b"")
+    monkeypatch.setattr(safety_subspaces_pictures, "png_of", lambda figure: drawn.append(figure) or b"")
     embedding, head = "model.embed_tokens.weight", "lm_head.weight"
     pairs = [pair("h.0", "h.10"), pair(embedding, "h.0", "h.2"), pair("h.2", "h.10", head)]
-    safety_subspaces_pictures.overlaps({"overlap": {"energies": [0.5, 0.9], "pairs": pairs}})
+    drawn_of(pairs)
     axis = drawn[0].axes[1]
     assert [label.get_text() for label in axis.get_xticklabels()] == ["embed_tokens", "0", "2", "10", "lm_head"]
     none = math.nan
@@ -397,7 +414,7 @@ def test_figure_4_has_every_block_at_one_place(monkeypatch: pytest.MonkeyPatch) 
         np.testing.assert_array_equal(line.get_ydata(), values)
         assert list(line.get_xdata()) == [0, 1, 2, 3, 4]
     many = [pair(*(f"h.{k}" for k in range(100)))]
-    safety_subspaces_pictures.overlaps({"overlap": {"energies": [0.5, 0.9], "pairs": many}})
+    drawn_of(many)
     labels = drawn[1].axes[1].get_xticklabels()
     assert [label.get_text() for label in labels] == [str(k) for k in range(0, 100, 3)]
     assert [label.get_position()[0] for label in labels] == list(range(0, 100, 3))
@@ -406,9 +423,9 @@ def test_figure_4_has_every_block_at_one_place(monkeypatch: pytest.MonkeyPatch) 
 def test_who_keeps_both_is_counted_only_where_both_were_moved() -> None:
     found = made_up(0.97)
     assert any("as far as the intervals tell: 0 of 1 with top-k, 0 of 2 with random" in x for x in readings(found))
-    found["points"][0]["measures"]["accuracy on x"] = share(0.96)
+    found.points[0].measures["accuracy on x"] = share(0.96)
     assert any("1 of 1 with top-k, 0 of 2 with random" in line for line in readings(found))
-    found["references"]["useful"]["measures"]["refusals"] = share(0.95)
+    found.references["useful"].measures["refusals"] = share(0.95)
     assert not any("keep both" in line for line in readings(found))
     assert any("refusals 100.0 % (95–105) → 95.0 % (90–100), within the intervals" in line for line in readings(found))
 
@@ -416,11 +433,32 @@ def test_who_keeps_both_is_counted_only_where_both_were_moved() -> None:
 # ------------------------------------------------------------------------------------------------ settings
 
 
-def test_names_are_those_of_the_bases() -> None:
-    assert get_args(bases.Kind) == KINDS
-    assert get_args(bases.Scheme) == SCHEMES
-    assert get_args(bases.Side) == SIDES
-    assert get_args(projections.Vectors) == VECTORS
+def test_the_result_is_read_back_as_it_was_written(finished: Path) -> None:
+    found = SafetySubspacesResult.read(finished)
+    assert found.to_dict() == read(finished / "safety_subspaces.json")
+    assert list(found.to_frame()["name"]) == [*found.references, *(point.name for point in found.points)]
+    assert "Table 2: harmful and contaminated, projected" in found._repr_html_()
+    assert found.plot("figure4").startswith(b"\x89PNG")
+
+
+def test_the_settings_in_the_folder_are_those_of_the_experiment(place: Path, finished: Path) -> None:
+    again = read_settings(str(finished / "settings.toml"))
+    assert again == read_settings(str(place / "tiny.toml"))
+    manifest = read(finished / "manifest.json")["settings"]
+    assert {name: manifest[name] for name in again.identity()} == again.identity() | {"dtype": "float32"}
+
+
+def test_all_that_is_wrong_with_a_file_is_told_at_once(place: Path) -> None:
+    path = write_experiment(place, "faults.toml", top="repeats = 0\nfraction = [0.5]\nside = 'up'\n")
+    path.write_text(path.read_text().replace("rows = 4", "row = 4") + "presets = 'x'\n")
+    with pytest.raises(UserError) as error:
+        read_settings(str(path))
+    for part in (
+        "unknown key 'fraction'; did you mean fractions", "repeats: expected a whole number from 1, got 0",
+        "side: expected left or right, got 'up'", "[finetune] unknown option 'row'; did you mean rows",
+        "[harmfulness] unknown option 'presets'; did you mean preset",
+    ):  # fmt: skip
+        assert part in str(error.value)
 
 
 def test_the_offline_settings_are_of_the_project_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -428,10 +466,12 @@ def test_the_offline_settings_are_of_the_project_alone(monkeypatch: pytest.Monke
     found = read_settings("offline")
     assert (found.model, found.base) == ("smollm2-135m-refusal", "smollm2-135m")
     assert list(found.finetunes) == ["useful", "harmful", "contaminated"]
-    assert found.finetunes["contaminated"]["mix"] == found.finetunes["harmful"]["data"]
-    assert found.finetunes["contaminated"]["share"] == 0.2
-    assert found.harmfulness["judge"] == ["refusal"]
-    specs = [*(each["data"] for each in found.finetunes.values()), found.utility["data"], found.harmfulness["prompts"]]
+    tuned = {name: found.finetune_settings(name) for name in found.finetunes}
+    assert tuned["contaminated"].mix == tuned["harmful"].data
+    assert tuned["contaminated"].share == 0.2
+    judged = found.harmfulness_settings()
+    assert judged.judge == ("refusal",)
+    specs = [*(each.data for each in tuned.values()), found.utility_settings().data, judged.prompts]
     assert all(NAMED_SETS[spec].shipped or NAMED_SETS[spec].generate for spec in specs)
 
 
@@ -451,23 +491,23 @@ WRONG = [
     ("fractions = [0.5, 0.1]", "fractions: expected numbers above 0 and up to 1, in rising order"),
     ("fractions = [0.0]", "fractions: expected numbers above 0"),
     ("energies = ['x']", "energies: expected numbers"),
-    ("bases = ['top']", "bases: expected a list of top-k, random-k, random, each once, got ['top']"),
+    ("bases = ['top']", "bases: expected a list of top-k, random-k, random, each once, got"),
     ("schemes = ['parallel', 'parallel']", "schemes: expected a list"),
     ("side = 'up'", "side: expected left or right, got 'up'"),
     ("repeats = 0", "repeats: expected a whole number from 1, got 0"),
     ("contamination = 1.0", "contamination: expected a share of the rows in [0, 1)"),
     ("method = 'dora'", "method: expected lora or full"),
-    ("dtype = 3", "dtype: expected a text, got 3"),
+    ("dtype = 3", "dtype: expected float32 or bfloat16 or float16 or float64, got 3"),
 ]
 WRONG_LINES = [
     ('data = "{place}/finetune.jsonl"', "data = 'gsm9k'", "unknown data set 'gsm9k': did you mean gsm8k"),
-    ('data = "{place}/finetune.jsonl"', "rows = 3", "useful: expected data"),
-    ('data = "{place}/finetune.jsonl"', "data = 'gsm8k'\nrow = 3", "useful: unknown option 'row'; did you mean rows"),
+    ('data = "{place}/finetune.jsonl"', "rows = 3", "[useful] --data: expected data = "),
+    ('data = "{place}/finetune.jsonl"', "data = 'gsm8k'\nrow = 3", "[useful] unknown option 'row'; did you mean rows"),
     ('data = "{place}/skill.jsonl"', 'data = "{place}/none.jsonl"', "[harmful] data: "),
     ("num = 4", "num = 400", "[utility] --num: expected at most 6"),
     ('judge = "refusal"', "judge = 'gemini'", "gemini"),
     ('prompts = "{place}/prompts.jsonl"', "prompts = 'advbensh'", "unknown data set 'advbensh'"),
-    ("rows = 4", "rows = 4\nseed = 2", "finetune: unknown option 'seed'"),
+    ("rows = 4", "rows = 4\nseed = 2", "[finetune] unknown option 'seed'"),
     ('base = "{place}/base"', 'base = "{place}/nowhere"', "no such folder or file"),
     ('base = "{place}/base"', 'base = "{place}/model"', "model and base: "),
 ]
@@ -488,7 +528,7 @@ def test_wrong_settings_are_one_line_before_any_work(
         assert old.format(place=place) in text
         text = text.replace(old.format(place=place), new.format(place=place), 1)
     path.write_text(text)
-    monkeypatch.setattr(settings_file, "run_quietly", lambda *any: pytest.fail("trained"))
+    monkeypatch.setattr(safety_subspaces_run, "finetune", lambda *any: pytest.fail("trained"))
     assert command(monkeypatch, path, tmp_path / "out") == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("error: ")
