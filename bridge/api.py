@@ -172,7 +172,7 @@ class Model:
         from bridge.experiments.spectrum.run import run
         from bridge.experiments.spectrum.settings import Settings
 
-        return self._run(Given(Settings, options).skills(skills or ("refusals",)), run, folder)
+        return self._run(Given(Settings, options).skills(skills), run, folder)
 
     def fisher_overlap(self, *skills: Data, folder: Place = None, **options: object) -> FisherOverlapResult:
         """Measure whether sharp directions of skills are of one alone (`python -m bridge.fisher_overlap`)."""

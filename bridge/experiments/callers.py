@@ -82,7 +82,9 @@ class Given:
         return self.one("skill", data)
 
     def skills(self, several: Sequence[Data]) -> Given:
-        """Several of them."""
+        """Several of them; none for those that the command has by itself."""
+        if not several:
+            return self
         for data in several:
             self._take(data)
         self.options["skill"] = [self._name(data) for data in several]
