@@ -8,18 +8,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from bridge.data.in_memory import Rows
 from bridge.data.rows import RowSet
-from bridge.experiments.callers import Change, Data, Given, SampleOptions, Samples, labelled, python_names, rows_of
+from bridge.experiments.callers import (
+    SAMPLING,
+    Change,
+    Data,
+    Given,
+    SampleOptions,
+    Samples,
+    change,
+    changes,
+    named_rows,
+    python_names,
+    take_samples,
+)
 from bridge.reports.results import Result
 from commands.errors import UserError
 from commands.progress import Progress
-from commands.settings import fields_of
+from commands.settings import fields_of, unknown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -38,6 +50,7 @@ if TYPE_CHECKING:
     from bridge.experiments.subspaces.result import EnergyResult, MsoResult, ProjectResult
     from bridge.experiments.utility.result import UtilityResult
     from bridge.models.load import LoadedModel
+    from commands.settings import Settings
 
 Found = TypeVar("Found", bound=Result)
 Place = str | Path | None
@@ -69,25 +82,27 @@ class Model:
             progress: whether stages are shown on standard error.
 
         Raises:
-            UserError: an unknown name, or a model in memory without tokenizer.
+            UserError: an unknown name, what is no causal language model, or a model in memory without tokenizer.
 
         """
         self._progress, self._seed, self._dtype, self._device = progress, seed, dtype, device
         self._given = None if isinstance(model, str | Path) else (model, tokenizer)
-        self._responses: dict[str, list[Sample]] = {}
+        self._answers: tuple[str, dict[str, list[Sample]]] = ("", {})  # whose they are, and what it drew
         if self._given is None:
             from bridge.models.names import resolve
 
-            resolve(str(model))
+            with python_names():
+                resolve(str(model))
             if tokenizer is not None:
                 raise UserError("tokenizer: expected none with the name of a model, which has its own")
             self.name = str(model)
         else:
-            if tokenizer is None:
-                raise UserError("tokenizer: expected the tokenizer of the model in memory, got none")
+            from bridge.experiments.borrowed import name_of, require_usable
+
+            require_usable(model, tokenizer)
             if dtype is not None or device is not None:
                 raise UserError("dtype, device: expected none with a model in memory, which has its own")
-            self.name = str(getattr(model, "name_or_path", "") or type(model).__name__)
+            self.name = name_of(model)
 
     def __repr__(self) -> str:
         return f"bridge.Model({self.name!r}{'' if self._given is None else ', in memory'})"
@@ -114,33 +129,18 @@ class Model:
             UserError: a set or a row that cannot be used, or an option.
 
         """
-        from bridge.experiments.session import MeasuringSession
-        from commands.store import Scratch
-
-        fisher = {"model": "sampled", "rows": "empirical"}.get(responses)
+        fisher = {"model": "sampled", "rows": "empirical"}.get(responses) if isinstance(responses, str) else None
         if fisher is None:
             raise UserError(f"responses: expected 'model' or 'rows', got {responses!r}")
-        with python_names():
+        faults = [unknown(name, ("count", "responses", *SAMPLING)) for name in options if name not in SAMPLING]
+        if faults:
+            raise UserError("; ".join(faults))
+        with python_names(SampleOptions, num_skill="count", fisher="responses"):
             settings = SampleOptions.read({**self._own(), "num_skill": count, "fisher": fisher, **options})
             settings.check()
-        name, rows = rows_of(data, settings.skip_bad_rows, answered=True)
-        with python_names(), self._lent({} if rows is None else {name: rows}) as lent:
-            session = MeasuringSession("bridge.samples", settings, Progress(quiet=True), lent)
-            whole = session.rows("data", name)
-            samples = session.encode("data", whole, count)
-            sampled = fisher == "sampled"
-            session.check_positions([] if sampled else samples, samples if sampled else [], settings.max_new_tokens)
-            if sampled:
-                folder = Scratch()
-                try:
-                    samples = session.answered(samples, folder)
-                finally:
-                    folder.close()
-            decode = session.loaded.tokenizer.decode
-            texts = [
-                (str(decode(list(s.prompt_ids))), str(decode(list(s.input_ids)[len(s.prompt_ids) :]))) for s in samples
-            ]
-        return Samples(name, whole, settings, samples, [a for a, _ in texts], [b for _, b in texts])
+            name, rows = named_rows("data", data, "drawn" if responses == "model" else "given", settings.skip_bad_rows)
+            with self._lent({} if rows is None else {name: rows}) as lent:
+                return take_samples(settings, name, lent, self._answers[0])
 
     # -------------------------------------------------------------------------------------- measurements
 
@@ -164,7 +164,7 @@ class Model:
         from bridge.experiments.estimate_aic.run import run
         from bridge.experiments.estimate_aic.settings import Settings
 
-        given = Given(Settings, options).skill(skill).trained("finetune", finetune, "num_finetune")
+        given = Given(Settings, options).skill(skill).rows_of("finetune", finetune, "num_finetune")
         return self._run(given, run, folder)
 
     def spectrum(self, *skills: Data, folder: Place = None, **options: object) -> SpectrumResult:
@@ -184,7 +184,7 @@ class Model:
     def overlap(
         self,
         skill: Data = "refusals",
-        delta: Change | Mapping[str, Change] = "",
+        delta: Change | Mapping[str, Change] | Sequence[Change] = "",
         *,
         folder: Place = None,
         **options: object,
@@ -193,7 +193,7 @@ class Model:
 
         Args:
             skill: what to protect: `samples`, or a set.
-            delta: a weight change of this model, or several by label.
+            delta: a weight change of this model, or several, by label or under their own names.
             folder: keeps the run.
             options: rank, utility_loss, refusals, estimator, ...
 
@@ -201,19 +201,24 @@ class Model:
         from bridge.experiments.overlap.run import run
         from bridge.experiments.overlap.settings import Settings
 
-        return self._run(Given(Settings, options | {"delta": labelled(delta)}).skill(skill), run, folder, moves=True)
+        given = Given(Settings, options | {"delta": changes("delta", delta)}).skill(skill)
+        return self._run(given, run, folder, moves=True)
 
     def utility_loss(self, skill: Data = "refusals", delta: Change = "", **options: object) -> float:
-        """The utility loss of a weight change on a skill, in nats a response: token-exact KL, mean over samples."""
-        found = self.overlap(skill, {"change": delta}, folder=None, **{"bootstrap": 0, **options})
+        """The utility loss of a weight change on a skill, in nats a response: token-exact KL, mean over samples.
+
+        Options are those of `overlap`, which says more at the same cost.
+        """
+        asked = {"bootstrap": 0, "rank": 1, **options, "utility_loss": True}
+        found = self.overlap(skill, {"change": change("delta", delta)}, folder=None, **asked)
         loss = found.deltas["change"].utility_loss
-        assert loss is not None  # --utility-loss is the default
+        assert loss is not None  # it was asked for
         return loss.mean
 
     def risk(
         self,
         skill: Data = "refusals",
-        candidates: Mapping[str, Data] | Sequence[str] = (),
+        candidates: Mapping[str, Data] | Sequence[str | Path] = (),
         *,
         folder: Place = None,
         **options: object,
@@ -230,7 +235,7 @@ class Model:
         from bridge.experiments.risk.run import run
         from bridge.experiments.risk.settings import Settings
 
-        given = Given(Settings, options).skill(skill).sets("candidates", candidates, "num_rows")
+        given = Given(Settings, options).skill(skill).candidates(candidates)
         return self._run(given, run, folder)
 
     def onset(
@@ -245,18 +250,22 @@ class Model:
         from bridge.experiments.onset.run import run
         from bridge.experiments.onset.settings import Settings
 
-        given = Given(Settings, options).skill(skill).trained("finetune", finetune, "num_finetune")
+        given = Given(Settings, options).skill(skill).rows_of("finetune", finetune, "num_finetune")
         return self._run(given, run, folder, moves=True)
 
     def activations(
-        self, sets: Mapping[str, Data] | None = None, *, folder: Place = None, **options: object
+        self,
+        sets: Mapping[str, Data] | Sequence[str | Path] | None = None,
+        *,
+        folder: Place = None,
+        **options: object,
     ) -> ActivationsResult:
         """Overlaps of the subspaces of activations on several sets (`python -m bridge.activations`)."""
         from bridge.experiments.activations.run import run
         from bridge.experiments.activations.settings import Settings
 
         given = Given(Settings, options)
-        return self._run(given if sets is None else given.sets("sets", sets, None, answered=False), run, folder)
+        return self._run(given if sets is None else given.prompt_sets(sets), run, folder, moves="delta" in options)
 
     # ------------------------------------------------------------------------------ training and answers
 
@@ -265,7 +274,7 @@ class Model:
         from bridge.experiments.finetune.run import run
         from bridge.experiments.finetune.settings import Settings
 
-        return self._run(Given(Settings, options).trained("data", data, "rows"), run, folder, moves=True)
+        return self._run(Given(Settings, options).rows_of("data", data, "rows"), run, folder, moves=True)
 
     def harmfulness(
         self,
@@ -279,9 +288,13 @@ class Model:
         from bridge.experiments.harmfulness.run import run
         from bridge.experiments.harmfulness.settings import Settings
 
-        given = Given(Settings, options | ({} if delta is None else {"delta": str(delta)}))
-        given = given if prompts is None else given.one("prompts", prompts, answered=False)
-        return self._run(given, run, folder, moves=True)
+        if "rescore" in options:
+            raise UserError(
+                "rescore: expected none, since no model is asked: python -m bridge.harmfulness --rescore RUN"
+            )
+        given = Given(Settings, options if delta is None else options | {"delta": change("delta", delta)})
+        given = given if prompts is None else given.prompts("prompts", prompts, "num_prompts")
+        return self._run(given, run, folder, moves=delta is not None)
 
     def utility(
         self,
@@ -295,38 +308,63 @@ class Model:
         from bridge.experiments.utility.run import run
         from bridge.experiments.utility.settings import Settings
 
-        given = Given(Settings, options | ({} if delta is None else {"delta": str(delta)}))
-        return self._run(given if data is None else given.one("data", data), run, folder, moves=True)
+        given = Given(Settings, options if delta is None else options | {"delta": change("delta", delta)})
+        given = given if data is None else given.rows_of("data", data, None)
+        return self._run(given, run, folder, moves=delta is not None)
 
     # -------------------------------------------------------------------------------------------- inside
 
     def _own(self) -> dict[str, object]:
         """The options that the model itself decides."""
-        own: dict[str, object] = {"model": self.name}
-        return own | {k: v for k, v in (("dtype", self._dtype), ("device", self._device)) if v is not None}
+        dtype = self._dtype
+        if self._given is not None:
+            from bridge.experiments.borrowed import uncompiled
+
+            dtype = str(uncompiled(self._given[0]).dtype).removeprefix("torch.")
+        drawn = {"seed": self._seed} if self.name.startswith("random:") else {}
+        known = {"model": self.name, "dtype": dtype, "device": self._device, **drawn}
+        return {name: value for name, value in known.items() if value is not None}
 
     def _run(self, given: Given, run: Callable[..., Found], folder: Place, moves: bool = False) -> Found:
-        with python_names():
-            own = {name: value for name, value in self._own().items() if name in fields_of(given.kind)}
-            settings = given.kind.read({**own, **given.options})
-            with self._lent(given.rows, in_memory=folder is None, moves=moves) as lent:
-                return run(settings, None if folder is None else Path(folder), quiet=True, lent=lent)
+        """Run a command on this model, or where it moves weights on a copy."""
+        if folder is not None and not isinstance(folder, str | Path):
+            raise UserError(f"folder: expected a path, got {type(folder).__name__}")
+        with python_names(given.kind):
+            settings = self._settings(given)
+            with self._lent(given.rows, folder is None, moves) as lent:
+                for option, samples in given.samples:
+                    if samples.answered_by not in (None, self._answers[0]):
+                        raise UserError(
+                            f"{option}: the model has changed since it answered these samples; take them anew"
+                        )
+                return run(settings, None if folder is None else Path(folder).expanduser(), quiet=True, lent=lent)
+
+    def _settings(self, given: Given) -> Settings:
+        """The options of a command, with what the model decides; UserError for others or samples of another."""
+        own = self._own()
+        for name in ("model", "dtype", "device", *own):
+            if name in given.options and given.options[name] != own.get(name):
+                raise UserError(f"{name}: the model has its own, {own.get(name)}; got {given.options[name]!r}")
+        for option, samples in given.samples:
+            if samples.options.model != self.name:
+                raise UserError(f"{option}: expected samples of {self.name}, got samples of {samples.options.model}")
+        known = fields_of(given.kind)
+        return given.kind.read({**given.options, **{name: value for name, value in own.items() if name in known}})
 
     @contextmanager
     def _lent(self, rows: Mapping[str, RowSet], in_memory: bool = True, moves: bool = False) -> Iterator[Lent]:
         """What a run gets in place of names; where it moves weights, a model of its own."""
-        from bridge.experiments.borrowed import borrowed, copied
+        from bridge.experiments.borrowed import borrowed, copied, fingerprint, undisturbed
         from bridge.experiments.session import Lent
 
-        def lent(loaded: LoadedModel) -> Lent:
-            one = copied(loaded) if moves else loaded
-            return Lent(one, dict(rows), self._responses, in_memory, Progress(not self._progress))
-
-        if self._given is None:
-            yield lent(self._loaded)
-        else:
-            with borrowed(*self._given) as loaded:
-                yield lent(loaded)
+        with undisturbed(), nullcontext(self._loaded) if self._given is None else borrowed(*self._given) as loaded:
+            state = f"{self.name} {loaded.dtype} {loaded.device}"
+            if self._given is not None:
+                state += fingerprint(loaded.model)
+            if state != self._answers[0]:
+                self._answers = (state, {})  # weights in memory may have been trained meanwhile
+            progress = Progress(quiet=not self._progress)
+            yield Lent(copied(loaded) if moves else loaded, dict(rows), self._answers[1], in_memory, progress)
 
     @cached_property
     def _loaded(self) -> LoadedModel:
@@ -349,12 +387,17 @@ def load_result(folder: str | Path) -> Result:
         UserError: the folder holds no run, or one whose result cannot be read.
 
     """
+    if not isinstance(folder, str | Path):
+        raise UserError(f"folder: expected a path, got {type(folder).__name__}")
     path = Path(folder).expanduser()
+    wanted = f"{path}: expected the folder of a run, with its manifest.json"
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         command, status = str(manifest["command"]), manifest["status"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: expected the folder of a run, with its manifest.json ({error})") from error
+    except OSError as error:
+        raise UserError(f"{wanted} ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{wanted}, which is no manifest of a run ({type(error).__name__}: {error})") from None
     from bridge.suites.kinds import KINDS
 
     if command not in KINDS:
@@ -364,18 +407,30 @@ def load_result(folder: str | Path) -> Result:
     return KINDS[command].read(path)
 
 
-def finetune(model: str | Path, data: Data = "benign", *, folder: str | Path, **options: object) -> FinetuneResult:
+def finetune(
+    model: str | Path,
+    data: Data = "benign",
+    *,
+    folder: str | Path,
+    dtype: str | None = None,
+    device: str | None = None,
+    seed: int = 0,
+    **options: object,
+) -> FinetuneResult:
     """Fine-tune a model by its name, and keep what changed in a folder: `Model.finetune`."""
-    return Model(model, progress=True).finetune(data, folder=folder, **options)
+    trained = Model(model, dtype=dtype, device=device, seed=seed, progress=True)
+    return trained.finetune(data, folder=folder, seed=seed, **options)
 
 
-def energy(task: Change | Mapping[str, Change], *, folder: str | Path, **options: object) -> EnergyResult:
+def energy(
+    task: Change | Mapping[str, Change] | Sequence[Change], *, folder: str | Path, **options: object
+) -> EnergyResult:
     """Measure how much of task updates the alignment update's subspaces keep (`python -m bridge.subspaces energy`)."""
     from bridge.experiments.subspaces.energy import run
     from bridge.experiments.subspaces.settings import EnergySettings
 
-    with python_names():
-        return run(EnergySettings.read({"task": labelled(task), **options}), Path(folder), quiet=True)
+    with python_names(EnergySettings):
+        return run(EnergySettings.read({"task": changes("task", task), **options}), Path(folder), quiet=True)
 
 
 def project(task: Change, *, folder: str | Path, **options: object) -> ProjectResult:
@@ -383,14 +438,14 @@ def project(task: Change, *, folder: str | Path, **options: object) -> ProjectRe
     from bridge.experiments.subspaces.project import run
     from bridge.experiments.subspaces.settings import ProjectSettings
 
-    with python_names():
-        return run(ProjectSettings.read({"task": str(task), **options}), Path(folder), quiet=True)
+    with python_names(ProjectSettings):
+        return run(ProjectSettings.read({"task": change("task", task), **options}), Path(folder), quiet=True)
 
 
-def mso(update: Change | Mapping[str, Change], *, folder: str | Path, **options: object) -> MsoResult:
+def mso(update: Mapping[str, Change] | Sequence[Change], *, folder: str | Path, **options: object) -> MsoResult:
     """Mode subspace overlap of pairs of updates (`python -m bridge.subspaces mso`)."""
     from bridge.experiments.subspaces.mso import run
     from bridge.experiments.subspaces.settings import MsoSettings
 
-    with python_names():
-        return run(MsoSettings.read({"update": labelled(update), **options}), Path(folder), quiet=True)
+    with python_names(MsoSettings):
+        return run(MsoSettings.read({"update": changes("update", update), **options}), Path(folder), quiet=True)

@@ -14,6 +14,9 @@ from bridge.data.hub_sets import hub_records
 from bridge.data.sets import CONVERSATIONS, NAMED_SETS, NamedSet, local_copy, unknown_name
 from commands.errors import UserError
 
+IN_MEMORY = "rows in memory"
+"""Source of a set that a caller had in memory."""
+
 _SHIPPED = Path(__file__).with_name("shipped")
 
 
@@ -104,7 +107,7 @@ def _load_named(name: str, known: NamedSet, skip_bad_rows: bool, answered: bool)
 
 
 def _row_error(source: str, line: int, reason: str) -> UserError:
-    return UserError(f"{source}, line {line}: {reason}")
+    return UserError(f"{source}, {'row' if source == IN_MEMORY else 'line'} {line}: {reason}")
 
 
 def _load_file(path: Path, name: str, known: NamedSet, skip_bad_rows: bool, answered: bool) -> RowSet:
@@ -211,7 +214,8 @@ def _row_set(
         else:
             rows.append(Row(tuple(messages), source, line))
     if not rows:
-        raise UserError(f"data file {source} has no usable row: {_why_none(skipped, left_out, known)}")
+        kind = "" if source == IN_MEMORY else "data file "
+        raise UserError(f"{kind}{source} has no usable row: {_why_none(skipped, left_out, known)}")
     return RowSet(name, tuple(rows), sha256, tuple(skipped), left_out)
 
 
