@@ -107,8 +107,6 @@ class Model:
     def __repr__(self) -> str:
         return f"bridge.Model({self.name!r}{'' if self._given is None else ', in memory'})"
 
-    # ------------------------------------------------------------------------------------------- samples
-
     def samples(
         self,
         data: str | Path | Rows,
