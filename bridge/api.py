@@ -30,6 +30,7 @@ from bridge.experiments.callers import (
 )
 from bridge.reports.results import Result
 from commands.errors import UserError
+from commands.paths import expanded
 from commands.progress import Progress
 from commands.settings import fields_of, unknown
 
@@ -335,7 +336,7 @@ class Model:
                         raise UserError(
                             f"{option}: the model has changed since it answered these samples; take them anew"
                         )
-                return run(settings, None if folder is None else Path(folder).expanduser(), quiet=True, lent=lent)
+                return run(settings, None if folder is None else expanded(folder), quiet=True, lent=lent)
 
     def _settings(self, given: Given) -> Settings:
         """The options of a command, with what the model decides; UserError for others or samples of another."""
@@ -387,7 +388,7 @@ def load_result(folder: str | Path) -> Result:
     """
     if not isinstance(folder, str | Path):
         raise UserError(f"folder: expected a path, got {type(folder).__name__}")
-    path = Path(folder).expanduser()
+    path = expanded(folder)
     wanted = f"{path}: expected the folder of a run, with its manifest.json"
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))

@@ -13,6 +13,7 @@ from bridge.data.conversations import Message, transcript
 from bridge.data.hub_sets import hub_records
 from bridge.data.sets import CONVERSATIONS, NAMED_SETS, NamedSet, local_copy, unknown_name
 from commands.errors import UserError
+from commands.paths import expanded
 
 IN_MEMORY = "rows in memory"
 """Source of a set that a caller had in memory."""
@@ -80,10 +81,10 @@ def load_prompts(spec: str, *, skip_bad_rows: bool = False) -> RowSet:
 def _load(spec: str, skip_bad_rows: bool, answered: bool) -> RowSet:
     name, equals, file = spec.partition("=")
     if equals and name in NAMED_SETS:
-        return _load_file(Path(file).expanduser(), name, NAMED_SETS[name], skip_bad_rows, answered)
+        return _load_file(expanded(file), name, NAMED_SETS[name], skip_bad_rows, answered)
     if spec in NAMED_SETS:
         return _load_named(spec, NAMED_SETS[spec], skip_bad_rows, answered)
-    path = Path(spec).expanduser()
+    path = expanded(spec)
     # "gsm8k1" and "gsm8=rows.jsonl" are misspelt names; with a dot or slash before any "=" it is a path.
     if path.exists() or any(mark in name for mark in (".", "/", os.sep)):
         return _load_file(path, path.stem, CONVERSATIONS, skip_bad_rows, answered)

