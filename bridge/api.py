@@ -25,14 +25,14 @@ from bridge.experiments.callers import (
     change,
     changes,
     named_rows,
+    place,
     python_names,
     take_samples,
 )
 from bridge.reports.results import Result
 from commands.errors import UserError
-from commands.paths import expanded
 from commands.progress import Progress
-from commands.settings import fields_of, unknown
+from commands.settings import unknown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
     from bridge.experiments.subspaces.result import EnergyResult, MsoResult, ProjectResult
     from bridge.experiments.utility.result import UtilityResult
     from bridge.models.load import LoadedModel
-    from commands.settings import Settings
 
 Found = TypeVar("Found", bound=Result)
 Place = str | Path | None
@@ -90,10 +89,12 @@ class Model:
         self._given = None if isinstance(model, str | Path) else (model, tokenizer)
         self._answers: tuple[str, dict[str, list[Sample]]] = ("", {})  # whose they are, and what it drew
         if self._given is None:
-            from bridge.models.names import resolve
+            from bridge.models.names import check_device_name, resolve
 
-            with python_names():
+            with python_names(SampleOptions):
                 resolve(str(model))
+                check_device_name(device)
+                SampleOptions.read({"dtype": dtype, "seed": seed})
             if tokenizer is not None:
                 raise UserError("tokenizer: expected none with the name of a model, which has its own")
             self.name = str(model)
@@ -107,6 +108,8 @@ class Model:
 
     def __repr__(self) -> str:
         return f"bridge.Model({self.name!r}{'' if self._given is None else ', in memory'})"
+
+    # ------------------------------------------------------------------------------------------- samples
 
     def samples(
         self,
@@ -171,7 +174,7 @@ class Model:
         from bridge.experiments.spectrum.run import run
         from bridge.experiments.spectrum.settings import Settings
 
-        return self._run(Given(Settings, options).skills(skills), run, folder)
+        return self._run(Given(Settings, options).skills(skills or ("refusals",)), run, folder)
 
     def fisher_overlap(self, *skills: Data, folder: Place = None, **options: object) -> FisherOverlapResult:
         """Measure whether sharp directions of skills are of one alone (`python -m bridge.fisher_overlap`)."""
@@ -273,7 +276,7 @@ class Model:
         from bridge.experiments.finetune.run import run
         from bridge.experiments.finetune.settings import Settings
 
-        return self._run(Given(Settings, options).rows_of("data", data, "rows"), run, folder, moves=True)
+        return self._run(Given(Settings, options).rows_of("data", data, "rows"), run, place(folder), moves=True)
 
     def harmfulness(
         self,
@@ -320,35 +323,22 @@ class Model:
             from bridge.experiments.borrowed import uncompiled
 
             dtype = str(uncompiled(self._given[0]).dtype).removeprefix("torch.")
-        drawn = {"seed": self._seed} if self.name.startswith("random:") else {}
+        drawn = {"seed": self._seed} if self.name.lower().startswith("random:") else {}
         known = {"model": self.name, "dtype": dtype, "device": self._device, **drawn}
         return {name: value for name, value in known.items() if value is not None}
 
     def _run(self, given: Given, run: Callable[..., Found], folder: Place, moves: bool = False) -> Found:
         """Run a command on this model, or where it moves weights on a copy."""
-        if folder is not None and not isinstance(folder, str | Path):
-            raise UserError(f"folder: expected a path, got {type(folder).__name__}")
+        path = None if folder is None else place(folder)
         with python_names(given.kind):
-            settings = self._settings(given)
+            settings = given.settings(self._own())
             with self._lent(given.rows, folder is None, moves) as lent:
                 for option, samples in given.samples:
                     if samples.answered_by not in (None, self._answers[0]):
                         raise UserError(
                             f"{option}: the model has changed since it answered these samples; take them anew"
                         )
-                return run(settings, None if folder is None else expanded(folder), quiet=True, lent=lent)
-
-    def _settings(self, given: Given) -> Settings:
-        """The options of a command, with what the model decides; UserError for others or samples of another."""
-        own = self._own()
-        for name in ("model", "dtype", "device", *own):
-            if name in given.options and given.options[name] != own.get(name):
-                raise UserError(f"{name}: the model has its own, {own.get(name)}; got {given.options[name]!r}")
-        for option, samples in given.samples:
-            if samples.options.model != self.name:
-                raise UserError(f"{option}: expected samples of {self.name}, got samples of {samples.options.model}")
-        known = fields_of(given.kind)
-        return given.kind.read({**given.options, **{name: value for name, value in own.items() if name in known}})
+                return run(settings, path, quiet=True, lent=lent)
 
     @contextmanager
     def _lent(self, rows: Mapping[str, RowSet], in_memory: bool = True, moves: bool = False) -> Iterator[Lent]:
@@ -386,9 +376,7 @@ def load_result(folder: str | Path) -> Result:
         UserError: the folder holds no run, or one whose result cannot be read.
 
     """
-    if not isinstance(folder, str | Path):
-        raise UserError(f"folder: expected a path, got {type(folder).__name__}")
-    path = expanded(folder)
+    path = place(folder)
     wanted = f"{path}: expected the folder of a run, with its manifest.json"
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
@@ -429,7 +417,7 @@ def energy(
     from bridge.experiments.subspaces.settings import EnergySettings
 
     with python_names(EnergySettings):
-        return run(EnergySettings.read({"task": changes("task", task), **options}), Path(folder), quiet=True)
+        return run(EnergySettings.read({"task": changes("task", task), **options}), place(folder), quiet=True)
 
 
 def project(task: Change, *, folder: str | Path, **options: object) -> ProjectResult:
@@ -438,7 +426,7 @@ def project(task: Change, *, folder: str | Path, **options: object) -> ProjectRe
     from bridge.experiments.subspaces.settings import ProjectSettings
 
     with python_names(ProjectSettings):
-        return run(ProjectSettings.read({"task": change("task", task), **options}), Path(folder), quiet=True)
+        return run(ProjectSettings.read({"task": change("task", task), **options}), place(folder), quiet=True)
 
 
 def mso(update: Mapping[str, Change] | Sequence[Change], *, folder: str | Path, **options: object) -> MsoResult:
@@ -447,4 +435,4 @@ def mso(update: Mapping[str, Change] | Sequence[Change], *, folder: str | Path, 
     from bridge.experiments.subspaces.settings import MsoSettings
 
     with python_names(MsoSettings):
-        return run(MsoSettings.read({"update": changes("update", update), **options}), Path(folder), quiet=True)
+        return run(MsoSettings.read({"update": changes("update", update), **options}), place(folder), quiet=True)

@@ -49,7 +49,7 @@ def borrowed(model: Any, tokenizer: Any) -> Iterator[LoadedModel]:
     with ExitStack() as stack:
         stack.enter_context(_plain_calls(inner))
         stack.enter_context(_second_derivatives(inner))
-        stack.enter_context(_generation(inner))
+        stack.enter_context(_outputs(inner))
         stack.enter_context(measuring(inner))
         tokenizer = copy.deepcopy(tokenizer)
         prepare(inner, tokenizer)
@@ -216,9 +216,16 @@ def _second_derivatives(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _generation(model: Any) -> Iterator[None]:
-    given = model.generation_config
+def _outputs(model: Any) -> Iterator[None]:
+    """Outputs as load_model's models give them; settings of generation may be replaced inside."""
+    generation, config = model.generation_config, model.config
+    usual = {"return_dict": True, "output_hidden_states": False, "output_attentions": False}
+    before = {name: getattr(config, name) for name in usual if hasattr(config, name)}
     try:
+        for name in before:
+            setattr(config, name, usual[name])
         yield
     finally:
-        model.generation_config = given
+        model.generation_config = generation
+        for name, value in before.items():
+            setattr(config, name, value)

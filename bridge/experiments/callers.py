@@ -16,6 +16,7 @@ from bridge.experiments.options import Compute, OfModel, SkillSampling
 from bridge.experiments.options import Rows as RowOptions
 from bridge.reports.tables import Table
 from commands.errors import UserError
+from commands.paths import expanded
 from commands.progress import Progress
 from commands.settings import Settings, fields_of
 from commands.store import Scratch
@@ -135,6 +136,18 @@ class Given:
         self._labelled("sets", several, name)
         return self
 
+    def settings(self, own: Mapping[str, object]) -> Settings:
+        """The options with those that the model decides; UserError for others, and for samples of another model."""
+        for name in ("model", "dtype", "device", *own):
+            if name in self.options and self.options[name] != own.get(name):
+                mine = own.get(name, "the default")
+                raise UserError(f"{name}: expected the model's own, {mine}, got {self.options[name]!r}")
+        for option, samples in self.samples:
+            if samples.options.model != own["model"]:
+                raise UserError(f"{option}: expected samples of {own['model']}, got samples of {samples.options.model}")
+        known = fields_of(self.kind)
+        return self.kind.read(self.options | {name: value for name, value in own.items() if name in known})
+
     def _skill(self, data: Data) -> str:
         if isinstance(data, Samples):
             self._take(data)
@@ -229,7 +242,16 @@ def change(option: str, delta: Change) -> str:
     """The place of a weight change."""
     if not isinstance(delta, str | Path):
         raise UserError(f"{option}: expected the path of a weight change, got {type(delta).__name__}")
+    if not delta:
+        raise UserError(f"{option}: expected the path of a weight change, got none")
     return str(delta)
+
+
+def place(folder: str | Path) -> Path:
+    """The folder of a run."""
+    if not isinstance(folder, str | Path):
+        raise UserError(f"folder: expected a path, got {type(folder).__name__}")
+    return expanded(folder)
 
 
 def changes(option: str, delta: Change | Mapping[str, Change] | Sequence[Change]) -> dict[str, str] | list[str]:
