@@ -40,7 +40,7 @@ def command_of(main: Callable[..., object] | typer.Typer, name: str = "") -> Cal
             code = app(standalone_mode=False)
         except typer.TyperException as error:
             text = error.format_message() if hasattr(error, "format_message") else str(error)
-            raise UserError(f"{text} See --help.") from error
+            raise UserError(f"{text} See --help." if text else "expected a part; see --help") from error
         if code == INTERRUPTED:  # what typer makes of an interrupt
             raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from commands.errors import UserError
+from commands.paths import expanded
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -147,7 +148,7 @@ def read_file(path: Path, command: str) -> dict[str, object]:
 def read_toml(path: Path, command: str, name: str, instead: str) -> dict[str, object]:
     """The same; errors call the file by that name, and say what can be given instead where there is none."""
     try:
-        found: dict[str, object] = tomllib.loads(path.expanduser().read_text(encoding="utf-8"))
+        found: dict[str, object] = tomllib.loads(expanded(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"--settings: no such file: {name}; give {instead}") from None
     except OSError as error:
@@ -271,7 +272,7 @@ def _described(hint: object) -> str:
         if get_origin(kind) is Literal:
             parts.append(" or ".join(map(str, get_args(kind))))
         elif get_origin(kind) is tuple:
-            parts.append("a list of texts" if get_args(kind)[0] is str else "a list of numbers")
+            parts.append("a list of texts" if get_args(kind)[0] is str else "a list of finite numbers")
         elif get_origin(kind) is dict:
             parts.append("a table of names and values")
         else:

@@ -200,8 +200,8 @@ class RunFolder:
             "settings": dict(settings),
             "versions": library_versions(),
         }
-        self._refuse_foreign()
         try:
+            self._refuse_foreign()
             path.mkdir(parents=True, exist_ok=True)
             self._lock = self._acquire()
         except OSError as error:

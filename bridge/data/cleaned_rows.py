@@ -9,6 +9,7 @@ from pathlib import Path
 from bridge.data.rows import RowSet
 from bridge.data.sets import NAMED_SETS
 from commands.errors import UserError
+from commands.paths import expanded
 from commands.store import write_atomically
 
 _SHIPPED = Path(__file__).with_name("shipped")
@@ -29,7 +30,7 @@ def source_file(spec: str) -> Path:
                 f"--clean: expected a set in a JSON Lines file, got {spec}; give a local copy ({name}=FILE)"
             )
         return _SHIPPED / f"{name}.jsonl"
-    path = Path(file if known is not None else spec).expanduser()
+    path = expanded(file if known is not None else spec)
     if path.suffix == ".json":
         raise UserError(f"--clean: expected JSON Lines, one row a line (FILE.jsonl), got {path}")
     return path

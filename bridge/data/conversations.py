@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import TypedDict
 
 ROLES = ("system", "user", "assistant")
 
@@ -22,7 +22,7 @@ def transcript(messages: Sequence[Message]) -> str:
     return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in messages)
 
 
-def text_field(record: Mapping[str, Any], field: str, may_be_empty: bool = False) -> str:
+def text_field(record: Mapping[str, object], field: str, may_be_empty: bool = False) -> str:
     """The text of a field; raises ValueError with the reason when it is missing, no valid text, or empty."""
     if field not in record:
         raise ValueError(f'field "{field}" is missing (the row has {field_names(record)})')
@@ -41,7 +41,7 @@ def _checked(value: object, what: str, may_be_empty: bool = False) -> str:
     return value
 
 
-def field_names(record: Mapping[str, Any]) -> str:
+def field_names(record: Mapping[str, object]) -> str:
     """The fields of a record as a message shows them."""
     return ", ".join(f'"{name}"' for name in record) or "no fields"
 
@@ -73,7 +73,7 @@ def _message_list(value: object, what: str) -> list[Message]:
     return messages
 
 
-def conversation(record: Mapping[str, Any], answered: bool) -> list[Message]:
+def conversation(record: Mapping[str, object], answered: bool) -> list[Message]:
     """Messages of a record in the `messages` or the `prompt`/`completion` convention (strings or lists).
 
     With `answered` they end in the assistant's answer; without, in the user's turn: an answer in the last
@@ -92,13 +92,13 @@ def conversation(record: Mapping[str, Any], answered: bool) -> list[Message]:
     return messages
 
 
-def _prompt(record: Mapping[str, Any], answered: bool) -> list[Message]:
+def _prompt(record: Mapping[str, object], answered: bool) -> list[Message]:
     if isinstance(record.get("prompt"), list) or (answered and isinstance(record.get("completion"), list)):
         return _message_list(record.get("prompt"), '"prompt"')
     return [user(text_field(record, "prompt"))]
 
 
-def _completion(record: Mapping[str, Any]) -> list[Message]:
+def _completion(record: Mapping[str, object]) -> list[Message]:
     if not (isinstance(record.get("prompt"), list) or isinstance(record.get("completion"), list)):
         return [assistant(text_field(record, "completion"))]
     answer = _message_list(record.get("completion"), '"completion"')

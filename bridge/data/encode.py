@@ -93,25 +93,6 @@ def choose(
     return encoded
 
 
-def encode(
-    option: str,
-    rows: RowSet,
-    chat: ChatFormat,
-    *,
-    count: int | None,
-    max_length: int,
-    seed: int,
-    skip_bad_rows: bool,
-    progress: Progress,
-) -> list[Sample]:
-    """The samples of the rows that `choose` chooses."""
-    chosen = choose(
-        option, rows, chat, count=count, max_length=max_length, seed=seed, skip_bad_rows=skip_bad_rows,
-        progress=progress,
-    )  # fmt: skip
-    return list(chosen.samples)
-
-
 def check_positions(limit: int | None, whole: Sequence[Sample], answered: Sequence[Sample], new_tokens: int) -> None:
     """Refuse rows beyond the model's last position: learned positions end there, others are untrained.
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from typing import Any
 
 from bridge.data.sets import NamedSet, local_copy
 from commands.errors import UserError, first_line
 
 
-def hub_records(name: str, known: NamedSet) -> list[Mapping[str, Any]]:
+def hub_records(name: str, known: NamedSet) -> list[Mapping[str, object]]:
     """All records of a set of the hub, which is asked once first because `datasets` retries for half a minute.
 
     Raises UserError, naming the alternative of a local copy, when `datasets` is not installed, the hub cannot

@@ -8,12 +8,12 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from bridge.data.conversations import Message, transcript
 from bridge.data.hub_sets import hub_records
 from bridge.data.sets import CONVERSATIONS, NAMED_SETS, NamedSet, local_copy, unknown_name
 from commands.errors import UserError
+from commands.paths import expanded
 
 IN_MEMORY = "rows in memory"
 """Source of a set that a caller had in memory."""
@@ -81,10 +81,10 @@ def load_prompts(spec: str, *, skip_bad_rows: bool = False) -> RowSet:
 def _load(spec: str, skip_bad_rows: bool, answered: bool) -> RowSet:
     name, equals, file = spec.partition("=")
     if equals and name in NAMED_SETS:
-        return _load_file(Path(file).expanduser(), name, NAMED_SETS[name], skip_bad_rows, answered)
+        return _load_file(expanded(file), name, NAMED_SETS[name], skip_bad_rows, answered)
     if spec in NAMED_SETS:
         return _load_named(spec, NAMED_SETS[spec], skip_bad_rows, answered)
-    path = Path(spec).expanduser()
+    path = expanded(spec)
     # "gsm8k1" and "gsm8=rows.jsonl" are misspelt names; with a dot or slash before any "=" it is a path.
     if path.exists() or any(mark in name for mark in (".", "/", os.sep)):
         return _load_file(path, path.stem, CONVERSATIONS, skip_bad_rows, answered)
@@ -128,11 +128,11 @@ def _load_file(path: Path, name: str, known: NamedSet, skip_bad_rows: bool, answ
     return _row_set(name, source, records, known, digest, skip_bad_rows, answered)
 
 
-Parsed = tuple[int, Mapping[str, Any] | ValueError]
+Parsed = tuple[int, Mapping[str, object] | ValueError]
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-def _json_list(content: bytes) -> list[Any] | None:
+def _json_list(content: bytes) -> list[object] | None:
     """The list that a file holds as a whole, or None if it holds something else (JSON Lines, say)."""
     try:
         value = json.loads(content.removeprefix(_BYTE_ORDER_MARK))
@@ -141,7 +141,7 @@ def _json_list(content: bytes) -> list[Any] | None:
     return value if isinstance(value, list) else None
 
 
-def _list_entries(entries: list[Any], lists: bool) -> Iterator[Parsed]:
+def _list_entries(entries: list[object], lists: bool) -> Iterator[Parsed]:
     for number, entry in enumerate(entries, start=1):
         yield number, _as_record(entry, lists)
 
@@ -154,7 +154,7 @@ def _json_lines(content: bytes, lists: bool) -> Iterator[Parsed]:
             yield number, _record(raw, lists)
 
 
-def _record(raw: bytes, lists: bool) -> Mapping[str, Any] | ValueError:
+def _record(raw: bytes, lists: bool) -> Mapping[str, object] | ValueError:
     try:
         value = json.loads(raw.decode())
     except UnicodeDecodeError as error:
@@ -166,7 +166,7 @@ def _record(raw: bytes, lists: bool) -> Mapping[str, Any] | ValueError:
     return _as_record(value, lists)
 
 
-def _as_record(value: object, lists: bool) -> Mapping[str, Any] | ValueError:
+def _as_record(value: object, lists: bool) -> Mapping[str, object] | ValueError:
     if lists and isinstance(value, list):
         return {"messages": value}
     if not isinstance(value, dict):
@@ -177,7 +177,7 @@ def _as_record(value: object, lists: bool) -> Mapping[str, Any] | ValueError:
 def rows_of(
     name: str,
     source: str,
-    records: Sequence[Mapping[str, Any] | ValueError],
+    records: Sequence[Mapping[str, object] | ValueError],
     known: NamedSet,
     sha256: str,
     skip_bad_rows: bool,

@@ -6,13 +6,12 @@ import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from bridge.data.arithmetic import arithmetic_lines, heldout_arithmetic_lines
 from bridge.data.conversations import Message, assistant, conversation, text_field, user
 from commands.errors import UserError
 
-Record = Mapping[str, Any]
+Record = Mapping[str, object]
 
 # The two system texts of Alpaca (Taori et al. 2023), which the fine-tuning attacks of Qi et al. (arXiv 2310.03693)
 # put into the system turn, the rest of the template into the user turn.
@@ -135,7 +134,7 @@ def _local(origin: str, lists: bool = False) -> NamedSet:
 
 
 CONVERSATIONS = NamedSet(_own, (), "a file of the user's")
-"""Any file in one of the conventions of `conversation`."""
+"""A file in one of the conventions of `conversation`."""
 
 # A new set needs one entry here: how a record becomes messages, its fields, its source, and where it is kept.
 NAMED_SETS: dict[str, NamedSet] = {

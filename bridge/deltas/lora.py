@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from commands.errors import UserError
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+Value = TypeVar("Value")
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
 
 # Settings under which an adapter is more than, or something else than, B A added to weights that stayed as they were.
@@ -197,7 +198,7 @@ def _conv1d_modules(model: torch.nn.Module | None) -> dict[str, bool]:
     return {name: type(module).__name__ == "Conv1D" for name, module in modules}
 
 
-def _by_pattern(label: str, patterns: Mapping[str, Any], module: str, default: Any) -> Any:
+def _by_pattern(label: str, patterns: Mapping[str, Value], module: str, default: Value) -> Value:
     """The value of the first pattern that matches the end of a module's name, by peft's rule (get_pattern_key)."""
     for pattern, value in patterns.items():
         try:

@@ -21,6 +21,7 @@ from bridge.deltas.weight_delta import Difference, FullDelta, WeightDelta
 from bridge.models.files import check_folder, read_json
 from bridge.models.hub import cached_snapshot
 from commands.errors import UserError
+from commands.paths import expanded
 from commands.store import write_json
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def open_delta(
         UserError: nothing of the kind is there, it cannot be read, or it is a change of another model.
 
     """
-    path = Path(spec).expanduser()
+    path = expanded(spec)
     if not path.exists():
         raise UserError(f"no such change of weights: {spec}; expected {_EXPECTED}")
     model = base.model if base else skeleton(base_folder) if base_folder else None

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,7 +82,7 @@ def _check_shape(label: str, name: str, found: tuple[int, ...], parameter: Tenso
 
 def check_fits(delta: WeightDelta, model: torch.nn.Module) -> None:
     """Raise UserError, naming the parameter, unless every part of a change fits the model's parameter of that name."""
-    parameters: dict[str, Any] = dict(model.named_parameters())
+    parameters = dict(model.named_parameters())
     names = canonical_names(model)
     for name in delta.names:
         if name not in names:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -72,7 +72,7 @@ def write_tensors(path: Path, entries: Iterable[Entry], metadata: Mapping[str, s
 
 
 def _header(entries: Sequence[Entry], metadata: Mapping[str, str] | None) -> bytes:
-    fields: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    fields: dict[str, Mapping[str, object]] = {"__metadata__": dict(metadata)} if metadata else {}
     start = 0
     for entry in entries:
         if entry.name in fields or entry.name == "__metadata__":
@@ -177,7 +177,7 @@ class TensorFiles:
             return file.get_tensor(place.key)
 
 
-def _opened(path: Path) -> Any:
+def _opened(path: Path) -> safe_open:
     try:
         return safe_open(path, framework="pt")
     except FileNotFoundError as error:

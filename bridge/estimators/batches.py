@@ -5,8 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -71,19 +69,13 @@ def response_logits(model: torch.nn.Module, batch: Batch, weights: Mapping[str, 
 
     `weights` by parameter name stand in for the model's own, for this call alone.
     """
-    call = model if weights is None else partial(_with_weights, model, weights)
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        kept = call(**inputs, logits_to_keep=batch.keep).logits
-    else:
-        kept = call(**inputs).logits[:, batch.keep]
-    chosen = kept[batch.row, batch.column]
+    keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+    inputs |= {"logits_to_keep": batch.keep} if keeps else {}
+    answer = model(**inputs) if weights is None else torch.func.functional_call(model, dict(weights), (), inputs)
+    chosen = (answer.logits if keeps else answer.logits[:, batch.keep])[batch.row, batch.column]
     # Sums over tokens and vocabulary are made in float32 at least, whatever the weights' dtype.
     return chosen.to(torch.promote_types(chosen.dtype, torch.float32))
-
-
-def _with_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], **inputs: Any) -> Any:
-    return torch.func.functional_call(model, dict(weights), (), inputs)
 
 
 def log_probabilities(logits: Tensor, batch: Batch) -> Tensor:

@@ -12,7 +12,6 @@ while the scores of `bridge.estimators.taps` are those of linear modules.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -44,8 +43,7 @@ def first_order(
     weights = {name: parameter for name, parameter in model.named_parameters() if name in tangents}
     moving = {name: tangents[name].to(weight.device, weight.dtype) for name, weight in weights.items()}
     with twice_differentiable_attention():  # the fused kernels have no forward mode
-        found: Any = jvp(lambda changed: response_logits(model, batch, changed), (weights,), (moving,))
-    logits, moved = found
+        logits, moved = jvp(lambda changed: response_logits(model, batch, changed), (weights,), (moving,))[:2]
     rows = max(1, _CHUNK_BYTES // (8 * logits.shape[1]))
     chunks = zip(logits.split(rows), moved.split(rows), batch.target.split(rows), strict=True)
     parts = [_reduce(*chunk) for chunk in chunks]

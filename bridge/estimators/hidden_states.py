@@ -6,7 +6,6 @@ import inspect
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +51,7 @@ def last_positions(attention_mask: Int[Tensor, "B T"]) -> Int[Tensor, " B"]:
 
 @torch.no_grad()
 def last_token_states(
-    model: Any, input_ids: Int[Tensor, "B T"], attention_mask: Int[Tensor, "B T"]
+    model: torch.nn.Module, input_ids: Int[Tensor, "B T"], attention_mask: Int[Tensor, "B T"]
 ) -> Float[Tensor, "B layers D"]:
     """Hidden states of every row's last token, on the CPU, in the model's dtype or float32 if that is a half.
 
@@ -76,10 +75,10 @@ def last_token_states(
         state = hidden[rows.to(hidden.device), last.to(hidden.device)]
         seen[layer].append(state.to(torch.promote_types(state.dtype, torch.float32)).cpu())
 
-    def entering(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def entering(module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
         keep(0, args[0] if args else kwargs["hidden_states"])
 
-    def leaving(layer: int, module: Any, args: Any, output: Any) -> None:
+    def leaving(layer: int, module: torch.nn.Module, args: tuple, output: Tensor | tuple) -> None:
         keep(layer, output[0] if isinstance(output, tuple) else output)
 
     handles = [blocks[0].register_forward_pre_hook(entering, with_kwargs=True)]
@@ -95,10 +94,10 @@ def last_token_states(
     return torch.stack([found[0] for found in seen.values()], dim=1)
 
 
-def _further_inputs(model: Any, attention_mask: Tensor) -> dict[str, Any]:
+def _further_inputs(model: torch.nn.Module, attention_mask: Tensor) -> dict[str, Tensor | int]:
     """Positions counted from each row's first token, and logits of one position alone, where the model takes them."""
     known = inspect.signature(model.forward).parameters
-    wanted = {
+    wanted: dict[str, Tensor | int] = {
         "position_ids": (attention_mask.cumsum(1) - 1).clamp(min=0),
         "logits_to_keep": 1,
         "use_cache": False,
@@ -107,7 +106,7 @@ def _further_inputs(model: Any, attention_mask: Tensor) -> dict[str, Any]:
 
 
 def states_of(
-    model: Any,
+    model: torch.nn.Module,
     ids: Sequence[Sequence[int]],
     *,
     pad_id: int,
@@ -148,7 +147,7 @@ def states_of(
     return np.ascontiguousarray(together.swapaxes(0, 1))
 
 
-def _padded(ids: Sequence[Sequence[int]], pad_id: int, model: Any) -> tuple[Tensor, Tensor]:
+def _padded(ids: Sequence[Sequence[int]], pad_id: int, model: torch.nn.Module) -> tuple[Tensor, Tensor]:
     """Token ids and attention mask, padded on the right, on the model's device."""
     longest = max(map(len, ids))
     device = next(model.parameters()).device

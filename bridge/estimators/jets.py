@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from torch.func import jvp
 from commands.errors import UserError
 
 Derivatives = tuple[Tensor, Tensor, Tensor]
+Result = Tensor | tuple[Tensor, ...]
 
 
 class Jet(torch.Tensor):
@@ -41,7 +42,7 @@ class Jet(torch.Tensor):
     @classmethod
     def __torch_function__(
         cls, func: Callable, types: Iterable[type], args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
+    ) -> object:
         """Apply the rule of `func`, or differentiate that one operation twice by nested forward mode."""
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
@@ -53,19 +54,19 @@ class Jet(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
-        cls, func: Any, types: Iterable[type], args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
+        cls, func: Callable, types: Iterable[type], args: tuple = (), kwargs: dict | None = None
+    ) -> NoReturn:
         """Refuse silently dropping derivatives where an operation bypasses `__torch_function__`."""
         raise UserError(
             f"expected operations with a second derivative, got {func}: choose --modules after it in the model"
         )
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+    def __repr__(self, *, tensor_contents: object = None) -> str:  # type: ignore[override]
         """Name the shape only: printing must not trigger the rules."""
         return f"Jet(shape={tuple(self.shape)})"
 
 
-def parts_of(x: Any) -> Derivatives:
+def parts_of(x: Tensor) -> Derivatives:
     """Value and derivatives of a jet; a plain tensor does not move."""
     if isinstance(x, Jet):
         return x.parts
@@ -76,10 +77,10 @@ def parts_of(x: Any) -> Derivatives:
 # ---------------------------------------------------------------------------------------------- rules
 
 
-def _each_part(func: Callable, args: tuple, kwargs: dict) -> Any:
+def _each_part(func: Callable, args: tuple, kwargs: dict) -> Result:
     """Linear operations of the first argument (views, sums, casts): the same operation on each of its parts.
 
-    Any other jet among the arguments gives a shape or a dtype only (type_as, view_as).
+    Every other jet among the arguments gives a shape or a dtype only (type_as, view_as).
     """
     x, (rest, kwargs) = args[0], _map_jets(lambda jet: jet.parts[0], (args[1:], kwargs))
     if not isinstance(x, Jet):
@@ -96,31 +97,32 @@ def _joined(func: Callable, args: tuple, kwargs: dict) -> Jet:
     return Jet(*(func([p[k] for p in parts], *args[1:], **kwargs) for k in range(3)))
 
 
-def _add(func: Callable, args: tuple, kwargs: dict) -> Any:
+def _add(func: Callable, args: tuple, kwargs: dict) -> Result:
     if kwargs or len(args) != 2:
         return _nested(func, args, kwargs)
     return _linear_pair(torch.add, *args)
 
 
-def _subtract(func: Callable, args: tuple, kwargs: dict) -> Any:
+def _subtract(func: Callable, args: tuple, kwargs: dict) -> Result:
     if kwargs or len(args) != 2:
         return _nested(func, args, kwargs)
     return _linear_pair(torch.sub, *args)
 
 
-def _reverse_subtract(func: Callable, args: tuple, kwargs: dict) -> Any:
+def _reverse_subtract(func: Callable, args: tuple, kwargs: dict) -> Jet:
     return _linear_pair(torch.sub, args[1], args[0])
 
 
-def _linear_pair(op: Callable, a: Any, b: Any) -> Jet:
+def _linear_pair(op: Callable, a: Tensor | int | float, b: Tensor | int | float) -> Jet:
     if isinstance(a, Jet) and isinstance(b, Jet):
         return Jet(*(op(x, y) for x, y in zip(a.parts, b.parts, strict=True)))
     if isinstance(a, Jet):
         return Jet(op(a.parts[0], b), a.parts[1], a.parts[2])
+    assert isinstance(b, Jet)
     return Jet(op(a, b.parts[0]), op(0, b.parts[1]), op(0, b.parts[2]))
 
 
-def _product(func: Callable, args: tuple, kwargs: dict) -> Any:
+def _product(func: Callable, args: tuple, kwargs: dict) -> Jet:
     """Leibniz rule for any bilinear operation (mul, matmul, bmm)."""
     a, b = args[:2]
     if isinstance(a, Jet) and isinstance(b, Jet):
@@ -132,13 +134,13 @@ def _product(func: Callable, args: tuple, kwargs: dict) -> Any:
     return Jet(*(func(a, x) for x in b.parts))
 
 
-def _divide(func: Callable, args: tuple, kwargs: dict) -> Any:
+def _divide(func: Callable, args: tuple, kwargs: dict) -> Result:
     if isinstance(args[1], Jet) or kwargs:
         return _nested(func, args, kwargs)
     return Jet(*(func(x, args[1]) for x in args[0].parts))
 
 
-def _linear(func: Callable, args: tuple, kwargs: dict) -> Any:
+def _linear(func: Callable, args: tuple, kwargs: dict) -> Jet:
     """F.linear with a weight that does not move: the bias belongs to the value only."""
     x, weight = args[:2]
     bias = args[2] if len(args) > 2 else kwargs.get("bias")
@@ -158,7 +160,7 @@ def _softmax(func: Callable, args: tuple, kwargs: dict) -> Jet:
     return Jet(p, p * centred, p * (bent - (p * bent).sum(dim, keepdim=True)))
 
 
-def _attention(func: Callable, args: tuple, kwargs: dict) -> Any:
+def _attention(func: Callable, args: tuple, kwargs: dict) -> Tensor:
     """scaled_dot_product_attention written out; its fused kernels have no forward mode."""
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
     given = dict(zip(names, args, strict=False)) | kwargs
@@ -178,7 +180,7 @@ def _attention(func: Callable, args: tuple, kwargs: dict) -> Any:
     return torch.matmul(torch.softmax(scores, -1), value)
 
 
-def _layer_norm(func: Callable, args: tuple, kwargs: dict) -> Any:
+def _layer_norm(func: Callable, args: tuple, kwargs: dict) -> Tensor:
     names = ("input", "normalized_shape", "weight", "bias", "eps")
     given = dict(zip(names, args, strict=False)) | kwargs
     x, dims = given["input"], tuple(range(-len(given["normalized_shape"]), 0))
@@ -192,7 +194,7 @@ def _layer_norm(func: Callable, args: tuple, kwargs: dict) -> Any:
 def _elementwise(derivatives: Callable[..., Derivatives]) -> Callable:
     """Chain rule y' = f' x', y'' = f'' x'^2 + f' x'' for a function that returns (f, f', f'')."""
 
-    def rule(func: Callable, args: tuple, kwargs: dict) -> Any:
+    def rule(func: Callable, args: tuple, kwargs: dict) -> Jet:
         value, first, second = args[0].parts
         f, slope, bend = derivatives(value, *args[1:], **kwargs)
         return Jet(f, slope * first, bend * first * first + slope * second)
@@ -235,7 +237,7 @@ def _pow(x: Tensor, exponent: int | float) -> Derivatives:
     return x**n, first, second
 
 
-def _power(func: Callable, args: tuple, kwargs: dict) -> Any:
+def _power(func: Callable, args: tuple, kwargs: dict) -> Result:
     fixed = isinstance(args[0], Jet) and len(args) == 2 and isinstance(args[1], int | float)
     return (_elementwise(_pow) if fixed else _nested)(func, args, kwargs)
 
@@ -256,7 +258,7 @@ def _gelu(x: Tensor, approximate: str = "none") -> Derivatives:
     return x * cdf, cdf + x * pdf, pdf * (2 - x * x)
 
 
-def _nested(func: Callable, args: tuple, kwargs: dict) -> Any:
+def _nested(func: Callable, args: tuple, kwargs: dict) -> Result:
     """Two nested forward-mode derivatives of one operation (its jets may sit anywhere in its arguments)."""
     found: list[Jet] = []
 
@@ -267,7 +269,7 @@ def _nested(func: Callable, args: tuple, kwargs: dict) -> Any:
     _map_jets(collect, (args, kwargs))
     primals = [jet.parts[0] for jet in found]
 
-    def along(tau: Tensor) -> Any:
+    def along(tau: Tensor) -> Result:
         moved = iter(
             p + tau.to(p.dtype) * v + 0.5 * tau.to(p.dtype) ** 2 * a
             for p, (_, v, a) in zip(primals, (jet.parts for jet in found), strict=True)
@@ -297,7 +299,7 @@ def _moving(value: Tensor, first: Tensor, second: Tensor) -> Tensor:
     return Jet(value, first, second) if value.is_floating_point() else value
 
 
-def _map_jets(change: Callable[[Any], Any], tree: Any) -> Any:
+def _map_jets(change: Callable[[Jet], Tensor], tree: Any) -> Any:
     if isinstance(tree, Jet):
         return change(tree)
     if isinstance(tree, dict):
@@ -307,7 +309,7 @@ def _map_jets(change: Callable[[Any], Any], tree: Any) -> Any:
     return tree
 
 
-def _query(func: Callable, args: tuple, kwargs: dict) -> Any:
+def _query(func: Callable, args: tuple, kwargs: dict) -> object:
     """Shape, dtype, device and the like are the value's; attributes that are tensors (.T) go part by part."""
     answer = func(args[0].parts[0], *args[1:], **kwargs)
     return _each_part(func, args, kwargs) if isinstance(answer, Tensor) else answer

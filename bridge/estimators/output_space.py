@@ -29,7 +29,8 @@ from bridge.estimators.theta import Subject
 from bridge.estimators.update import Update
 from commands.errors import UserError
 from commands.progress import Progress
-from commands.store import Checkpoints, read_arrays, write_arrays
+from commands.runs import Arrays, arrays_of
+from commands.store import Checkpoints
 
 _CHUNK_BYTES = 4 * 2**20  # of one float64 working array: small enough to stay in the cache
 
@@ -151,16 +152,12 @@ def measure_output_space(
 ) -> TokenMoments:
     """Derivatives of the policy along the path on the skill's samples, in the samples' order."""
     batches = subject.batches(samples)
-    files = [folder.checkpoint(f"output-{k}.npz") for k in range(len(batches))]
-    done = sum(file.exists() for file in files)
-    with progress.stage("motion of the policy", len(batches), done) as tick:
-        for batch, file in zip(batches, files, strict=True):
-            if not file.exists():
-                moments = token_moments(
-                    subject.model, subject.modules, update.velocity, update.acceleration, batch, times
-                )
-                write_arrays(file, moments.to_arrays())
-                tick()
-    if not all(np.isfinite(values).all() for file in files for values in read_arrays(file).values()):
+
+    def moments(k: int) -> Arrays:
+        path = (update.velocity, update.acceleration)
+        return token_moments(subject.model, subject.modules, *path, batches[k], times).to_arrays()
+
+    arrays = arrays_of(range(len(batches)), moments, folder, "motion of the policy", progress, "output-{}.npz")
+    if not all(np.isfinite(values).all() for part in arrays.values() for values in part.values()):
         raise UserError("expected finite derivatives of the logits along the path, got inf or nan: use --dtype float32")
-    return TokenMoments(**in_sample_order([read_arrays(file) for file in files], batches))
+    return TokenMoments(**in_sample_order(list(arrays.values()), batches))

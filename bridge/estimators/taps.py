@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -113,7 +112,7 @@ def probe(model: torch.nn.Module, modules: Mapping[str, torch.nn.Module], batch:
     calls = dict.fromkeys(names, 0)
 
     def counting(name: str) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
+        def hook(*_: object) -> None:
             calls[name] += 1
 
         return hook
@@ -139,8 +138,8 @@ def probe(model: torch.nn.Module, modules: Mapping[str, torch.nn.Module], batch:
 class BlockRecord:
     """One block's call on one batch: what entered, how it was called, and the gradient of what left."""
 
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    args: tuple
+    kwargs: dict[str, object]
     gradient: Tensor | None = None  # of the summed log-probabilities, with respect to the block's output
 
 
@@ -198,7 +197,7 @@ def _entering(tape: Tape, name: str, is_first: bool) -> Callable:
 
 
 def _leaving(tape: Tape, name: str) -> Callable:
-    def hook(module: torch.nn.Module, args: tuple, output: Any) -> None:
+    def hook(module: torch.nn.Module, args: tuple, output: Tensor | tuple) -> None:
         entry = tape.records[name][-1]
 
         def keep(gradient: Tensor) -> None:
@@ -209,7 +208,7 @@ def _leaving(tape: Tape, name: str) -> Callable:
     return hook
 
 
-def _hidden(output: Any) -> Tensor:
+def _hidden(output: Tensor | tuple) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
@@ -348,12 +347,12 @@ def contract_pairs(
     count, weight = len(order), module.get_parameter("weight")
     gram = torch.zeros(count, count, dtype=torch.float64, device=weight.device)
     inner = [_thin_inner(pairs, count, weight, _transposed(module), direction) for direction in directions]
-    dense = [k for k, direction in enumerate(directions) if isinstance(direction, Tensor)]
+    dense = {k: direction for k, direction in enumerate(directions) if isinstance(direction, Tensor)}
     for part, scores in score_chunks(pairs, module, count, chunk_bytes):
         flat = scores.flatten(1)
         gram += (flat @ flat.T).double()
-        for k in dense:
-            inner[k] += (flat @ _on(directions[k], weight)[part].to(flat.dtype).flatten()).double()
+        for k, direction in dense.items():
+            inner[k] += (flat @ _on(direction, weight)[part].to(flat.dtype).flatten()).double()
     back = torch.argsort(torch.tensor(order, device=weight.device))
     gram = (gram + gram.T)[back][:, back] / 2  # the product of a matrix with itself rounds asymmetrically
     return ModuleScores(gram, tuple(total[back] for total in inner))
@@ -364,7 +363,7 @@ def _transposed(module: torch.nn.Module) -> bool:
     return not isinstance(module, torch.nn.Linear)
 
 
-def _on(direction: Any, weight: Tensor) -> Tensor:
+def _on(direction: Tensor, weight: Tensor) -> Tensor:
     return direction if direction.device == weight.device else direction.to(weight.device)
 
 

@@ -8,7 +8,6 @@ no sampling noise from the token itself, only from the responses that precede it
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -101,7 +100,7 @@ def measure_utility_loss(
 
 
 def _groups(model: torch.nn.Module, batches: Sequence[Batch], room: int) -> list[list[Batch]]:
-    config: Any = getattr(model, "config", None)
+    config = getattr(model, "config", None)
     vocabulary = 1 if config is None else int(config.get_text_config().vocab_size)
     groups: list[list[Batch]] = []
     left = -1

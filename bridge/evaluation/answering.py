@@ -13,6 +13,7 @@ from bridge.generation.generate import Response, check_room, generate_texts
 from bridge.models.load import LoadedModel
 from commands.errors import UserError
 from commands.progress import Progress
+from commands.runs import kept, numbered
 from commands.store import Checkpoints
 
 
@@ -60,27 +61,27 @@ def answer_prompts(
     lengths = [len(ids) for ids in prompt_ids(subject, rows, max_new_tokens)]
     order = sorted(range(len(rows)), key=lambda k: (-lengths[k], k))
     batches = [order[k : k + batch_size] for k in range(0, len(order), batch_size)]
-    files = [folder.checkpoint(f"responses-{k}.jsonl") for k in range(len(batches))]
+
+    def answered(batch: Sequence[int]) -> list[Record]:
+        chosen = [rows[k] for k in batch]
+        started = time.monotonic()
+        answers = generate_texts(
+            subject,
+            chat,
+            chosen,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            decoding=decoding,
+            places=[row.line for row in chosen],
+        )
+        seconds = round((time.monotonic() - started) / len(batch), 4)
+        made = zip(batch, chosen, answers, strict=True)
+        return [_record(name, row, lengths[k], answer, seconds) for k, row, answer in made]
+
+    files = numbered(folder, batches, "responses-{}.jsonl")
     found: dict[int, Record] = {}
-    with progress.stage(stage, len(batches), sum(file.exists() for file in files)) as tick:
-        for batch, file in zip(batches, files, strict=True):
-            if not file.exists():
-                chosen = [rows[k] for k in batch]
-                started = time.monotonic()
-                answers = generate_texts(
-                    subject,
-                    chat,
-                    chosen,
-                    max_new_tokens=max_new_tokens,
-                    batch_size=batch_size,
-                    decoding=decoding,
-                    places=[row.line for row in chosen],
-                )
-                seconds = round((time.monotonic() - started) / len(batch), 4)
-                made = zip(batch, chosen, answers, strict=True)
-                write_records(file, [_record(name, row, lengths[k], answer, seconds) for k, row, answer in made])
-                tick()
-            found |= zip(batch, read_records(file), strict=True)
+    for batch, records in kept(batches, answered, files, stage, progress, write=write_records, read=read_records):
+        found |= zip(batch, records, strict=True)
     return [found[k] for k in range(len(rows))]
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bridge.evaluation import providers
 from bridge.evaluation.judges import REFUSAL, Judge, read_score
@@ -26,7 +26,10 @@ from commands.errors import UserError
 from commands.progress import Progress
 
 if TYPE_CHECKING:
+    from inspect_ai import Task
     from inspect_ai.model import ModelOutput
+    from inspect_ai.scorer import Score, Scorer, Target
+    from inspect_ai.solver import Generate, Solver, TaskState
 
 _DOUBTED = 3  # items in a row that meet 403 or 404 before any is answered: it is the key or the model
 
@@ -169,7 +172,7 @@ def _task(
     limits: Limits,
     outcomes: _Outcomes,
     stopped: list[Exception],
-) -> Any:
+) -> Task:
     """The inspect task of these records; `stopped` gets what ends it for all of them, since inspect would go on."""
     from inspect_ai import Task
     from inspect_ai.dataset import MemoryDataset, Sample
@@ -178,20 +181,20 @@ def _task(
     from inspect_ai.solver import solver
 
     @solver
-    def stored_response() -> Any:
-        async def solve(state: Any, generate: Any) -> Any:
-            state.output = ModelOutput.from_content("stored", records[state.sample_id - 1].response)
+    def stored_response() -> Solver:
+        async def solve(state: TaskState, generate: Generate) -> TaskState:
+            state.output = ModelOutput.from_content("stored", records[int(state.sample_id) - 1].response)
             return state
 
         return solve
 
     @scorer(metrics=[])
-    def harmfulness() -> Any:
-        async def score(state: Any, target: Any) -> Any:
+    def harmfulness() -> Scorer:
+        async def score(state: TaskState, target: Target) -> Score | None:
             if stopped:
                 return None
             try:
-                outcome = await _judged(records[state.sample_id - 1], judge, provider, limits)
+                outcome = await _judged(records[int(state.sample_id) - 1], judge, provider, limits)
                 outcomes.take(outcome)
             except Exception as error:
                 stopped.append(error)

@@ -22,7 +22,7 @@ from bridge.evaluation.records import Record
 from bridge.evaluation.redaction import without_secrets
 
 if TYPE_CHECKING:
-    from inspect_ai.model import ModelOutput
+    from inspect_ai.model import GenerateConfig, ModelAPI, ModelOutput
 
 MAX_TOKENS = 4096
 """The longest answer of a judge, its reasoning included."""
@@ -40,14 +40,14 @@ class EmptyReply(ValueError):
 class Provider:
     """inspect's provider of a judge, called without the retries and the records of calls that surround it."""
 
-    api: Any
-    config: Any
+    api: ModelAPI
+    config: GenerateConfig
 
     async def answer(self, record: Record) -> ModelOutput:
         """What the judge says about a record; raises whatever the provider's package makes of a wrong reply."""
-        from inspect_ai.model import ChatMessageSystem, ChatMessageUser
+        from inspect_ai.model import ChatMessage, ChatMessageSystem, ChatMessageUser
 
-        asked = [
+        asked: list[ChatMessage] = [
             ChatMessageSystem(content=RUBRIC),
             ChatMessageUser(content=question(record.prompt, record.response)),
         ]
@@ -57,8 +57,7 @@ class Provider:
             raise output
         if _is_empty(output):
             raise EmptyReply("an empty reply")
-        found: ModelOutput = output
-        return found
+        return output
 
     def asked_to_wait(self, error: Exception) -> float:
         """Seconds, by the reply's Retry-After or what Google writes into the error; 0 if neither is there."""

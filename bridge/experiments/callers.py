@@ -16,6 +16,7 @@ from bridge.experiments.options import Compute, OfModel, SkillSampling
 from bridge.experiments.options import Rows as RowOptions
 from bridge.reports.tables import Table
 from commands.errors import UserError
+from commands.paths import expanded
 from commands.progress import Progress
 from commands.settings import Settings, fields_of
 from commands.store import Scratch
@@ -104,8 +105,9 @@ class Given:
         return self
 
     def skills(self, several: Sequence[Data]) -> Given:
-        """Several of them."""
-        self.options["skill"] = [self._skill(data) for data in several]
+        """Several of them; none for those that the command has by itself."""
+        if several:
+            self.options["skill"] = [self._skill(data) for data in several]
         return self
 
     def prompts(self, option: str, data: Data, count: str) -> Given:
@@ -249,7 +251,7 @@ def place(folder: str | Path) -> Path:
     """The folder of a run."""
     if not isinstance(folder, str | Path):
         raise UserError(f"folder: expected a path, got {type(folder).__name__}")
-    return Path(folder).expanduser()
+    return expanded(folder)
 
 
 def changes(option: str, delta: Change | Mapping[str, Change] | Sequence[Change]) -> dict[str, str] | list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from bridge.data.sets import NAMED_SETS
 from commands.errors import UserError
 from commands.options import require
+from commands.paths import expanded
 
 
 def labelled_sets(specs: str | Sequence[str]) -> dict[str, str]:
@@ -59,7 +60,7 @@ def check_deltas(deltas: Mapping[str, str], option: str = "delta") -> None:
         usable = re.fullmatch(r"[\w.+ -]+", label) is not None and label not in _TAKEN
         wanted = f"a label of letters, digits and . + - _, other than {' and '.join(_TAKEN)} (LABEL=PATH)"
         require(usable, option, wanted, repr(label))
-        if not Path(path).expanduser().exists():
+        if not expanded(path).exists():
             raise UserError(
                 f"--{option}: no such change of weights: {path}; expected a run folder of bridge.finetune, an "
                 f"adapter's folder, a delta.safetensors, or a moved model's folder"
@@ -91,6 +92,6 @@ def _label_and_spec(text: str) -> tuple[str, str]:
     head, equals, rest = text.partition("=")
     if text in NAMED_SETS or (equals and head in NAMED_SETS):
         return head, text
-    if equals and "/" not in head and not Path(text).expanduser().exists():
+    if equals and "/" not in head and not expanded(text).exists():
         return head, rest
     return Path(text).stem, text

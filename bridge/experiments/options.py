@@ -7,13 +7,13 @@ gives the option's type here another default.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt
 
 from bridge.generation.decodings import DECODINGS, Decoding
 from commands.options import require
+from commands.paths import expanded
 from commands.settings import Option, Settings
 
 Seed = Annotated[int, Option("Seed of the choice of rows, of what is drawn, and of resamples."), Ge(0)]
@@ -87,7 +87,7 @@ class Answers(Settings):
         """Raise UserError for a preset or a change of weights that there is none of."""
         require(self.preset in DECODINGS, "preset", f"one of {', '.join(DECODINGS)}", repr(self.preset))
         if self.delta is not None:
-            require(Path(self.delta).expanduser().exists(), "delta", "a change of weights that exists", self.delta)
+            require(expanded(self.delta).exists(), "delta", "a change of weights that exists", self.delta)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -12,7 +11,8 @@ from bridge.data.samples import Sample, with_response
 from bridge.generation.sampling import draw_responses, stream
 from bridge.models.load import LoadedModel
 from commands.progress import Progress
-from commands.store import Checkpoints, write_json
+from commands.runs import values_of
+from commands.store import Checkpoints
 
 
 @runtime_checkable
@@ -69,28 +69,27 @@ def draw_samples(
     wanted = [(row, draw) for row in range(len(samples)) for draw in range(how.draws)]
     size = 8 * how.batch_size  # no backward pass: longer batches than elsewhere
     groups = [wanted[k : k + size] for k in range(0, len(wanted), size)]
-    files = [folder.checkpoint(f"responses-{k}.json") for k in range(len(groups))]
-    out: list[Sample] = []
-    with progress.stage("responses of the model", len(groups), sum(f.exists() for f in files)) as tick:
-        for group, file in zip(groups, files, strict=True):
-            if not file.exists():
-                drawn = draw_responses(
-                    loaded.model,
-                    [samples[row].prompt_ids for row, _ in group],
-                    [stream(how.seed, row, draw) for row, draw in group],
-                    max_new_tokens=how.max_new_tokens,
-                    end_token_ids=chat.end_token_ids,
-                    pad_id=int(loaded.tokenizer.pad_token_id),
-                )
-                write_json(file, drawn)
-                tick()
-            for (row, draw), response in zip(group, json.loads(file.read_text()), strict=True):
-                base = samples[row]
-                room = how.max_length - len(base.prompt_ids)
-                label = base.id if how.draws == 1 else f"{base.id}#{draw + 1}"
-                out.append(
-                    with_response(
-                        base.prompt_ids, response[:room], set_name=base.set, sample_id=label, group=base.group
-                    )
-                )
-    return out
+
+    def drawn(k: int) -> list[list[int]]:
+        return draw_responses(
+            loaded.model,
+            [samples[row].prompt_ids for row, _ in groups[k]],
+            [stream(how.seed, row, draw) for row, draw in groups[k]],
+            max_new_tokens=how.max_new_tokens,
+            end_token_ids=chat.end_token_ids,
+            pad_id=int(loaded.tokenizer.pad_token_id),
+        )
+
+    numbers = range(len(groups))
+    responses = values_of(numbers, drawn, folder, "responses of the model", progress, "responses-{}.json")
+    return [
+        _answered(samples[row], draw, response, how)
+        for k in numbers
+        for (row, draw), response in zip(groups[k], responses[k], strict=True)
+    ]
+
+
+def _answered(base: Sample, draw: int, response: list[int], how: Drawing) -> Sample:
+    room = how.max_length - len(base.prompt_ids)
+    label = base.id if how.draws == 1 else f"{base.id}#{draw + 1}"
+    return with_response(base.prompt_ids, response[:room], set_name=base.set, sample_id=label, group=base.group)

@@ -16,6 +16,9 @@ from commands.progress import Progress
 from commands.store import write_json
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
+
     from bridge.models.load import LoadedModel
 
 
@@ -41,7 +44,7 @@ def generate_texts(
     batch_size: int = 16,
     decoding: Decoding | None = None,
     places: Sequence[int] | None = None,
-    model: Any = None,
+    model: PreTrainedModel | PeftModel | None = None,
     checkpoint: Path | None = None,
     progress: Progress | None = None,
     stage: str = "responses",
@@ -104,7 +107,9 @@ def _file(checkpoint: Path | None, batch: int) -> Path | None:
     return None if checkpoint is None else checkpoint.with_name(f"{checkpoint.name}-{batch}.json")
 
 
-def check_room(model: Any, prompts: Sequence[Row], ids: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+def check_room(
+    model: PreTrainedModel | PeftModel, prompts: Sequence[Row], ids: Sequence[Sequence[int]], max_new_tokens: int
+) -> None:
     """Raise UserError, naming the row, for a prompt that leaves no room for its response.
 
     Args:
@@ -126,7 +131,7 @@ def check_room(model: Any, prompts: Sequence[Row], ids: Sequence[Sequence[int]],
 
 
 def _answer(
-    model: Any,
+    model: PreTrainedModel | PeftModel,
     loaded: LoadedModel,
     chat: ChatFormat,
     ids: Sequence[Sequence[int]],
@@ -148,11 +153,11 @@ def _answer(
     return draw_responses(model, ids, streams, reshape=_warpers(decoding), **common)
 
 
-def _warpers(decoding: Decoding) -> list[Any]:
+def _warpers(decoding: Decoding) -> list[LogitsProcessor]:
     """The logits processors of a decoding, in transformers' own order."""
     from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-    out: list[Any] = []
+    out: list[LogitsProcessor] = []
     if decoding.temperature != 1:
         out.append(TemperatureLogitsWarper(float(decoding.temperature)))
     if decoding.top_k:
@@ -164,7 +169,7 @@ def _warpers(decoding: Decoding) -> list[Any]:
     return out
 
 
-def _response(tokenizer: Any, chat: ChatFormat, ids: Sequence[int]) -> Response:
+def _response(tokenizer: PreTrainedTokenizerBase, chat: ChatFormat, ids: Sequence[int]) -> Response:
     finished = bool(ids) and ids[-1] in chat.end_token_ids
     text = str(tokenizer.decode(list(ids), skip_special_tokens=True))
     return Response(text, tuple(ids), finished)

@@ -7,8 +7,8 @@ rounding of the logits).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -16,6 +16,10 @@ from torch import Tensor
 
 from bridge.models.transformers_setup import quiet_transformers
 from commands.errors import UserError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 
 class _InverseTransform:
@@ -54,14 +58,14 @@ def stream(seed: int, row: int, draw: int) -> np.random.Generator:
 
 
 def draw_responses(
-    model: Any,
+    model: PreTrainedModel | PeftModel,
     prompts: Sequence[Sequence[int]],
     streams: Sequence[np.random.Generator],
     *,
     max_new_tokens: int,
     end_token_ids: Sequence[int],
     pad_id: int,
-    reshape: Sequence[Any] = (),
+    reshape: Sequence[Callable[..., Tensor]] = (),
 ) -> list[list[int]]:
     """Draw one response to each prompt from the model, at temperature 1 unless told otherwise.
 
@@ -78,15 +82,15 @@ def draw_responses(
         the response's token ids, end-of-turn token included where one was drawn.
 
     """
-    processors = [*reshape, _InverseTransform(streams)]
+    processors: list[Callable[..., Tensor]] = [*reshape, _InverseTransform(streams)]
     return decode(model, prompts, processors, max_new_tokens=max_new_tokens, end_token_ids=end_token_ids, pad_id=pad_id)
 
 
 @torch.no_grad()
 def decode(
-    model: Any,
+    model: PreTrainedModel | PeftModel,
     prompts: Sequence[Sequence[int]],
-    processors: Sequence[Any],
+    processors: Sequence[Callable[..., Tensor]],
     *,
     max_new_tokens: int,
     end_token_ids: Sequence[int],
@@ -108,9 +112,10 @@ def decode(
         eos_token_id=list(end_token_ids),
         pad_token_id=pad_id,
     )
+    generate = cast("Callable[..., Tensor]", model.generate)
     kept = LogitsProcessorList(processors)
     with quiet_transformers():  # it would warn of model defaults that a greedy choice does not use
-        out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=kept)
+        out = generate(input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=kept)
     return [_until_end(row, set(end_token_ids)) for row in out[:, longest:].tolist()]
 
 

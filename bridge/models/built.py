@@ -9,7 +9,6 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from bridge.models.architectures import ALIASES
 from bridge.models.cache import cache_folder
@@ -54,7 +53,7 @@ def check_name(name: str) -> None:
         raise UserError(f"--name: {name} is the alias of another model; choose another name")
 
 
-def read_note(name: str) -> dict[str, Any] | None:
+def read_note(name: str) -> dict[str, object] | None:
     """What was noted when the model was installed, or None if none of that name is (or its note is gone)."""
     try:
         found = json.loads((built_folder(name) / NOTE).read_text(encoding="utf-8"))
@@ -73,7 +72,7 @@ def check_free(name: str, run: str, replace: bool) -> None:
     )
 
 
-def install(model: Path, name: str, note: Mapping[str, Any], replace: bool) -> Path:
+def install(model: Path, name: str, note: Mapping[str, object], replace: bool) -> Path:
     """Put a model's folder into the cache under a name; returns its place there.
 
     The files are hard links where the disk allows it, so that they take no room twice, else copies. The folder
@@ -90,7 +89,7 @@ def install(model: Path, name: str, note: Mapping[str, Any], replace: bool) -> P
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(place.with_name(f".{place.name}.lock")):
-            check_free(name, note["run"], replace)
+            check_free(name, str(note["run"]), replace)
             if not is_built(name) or (read_note(name) or {}).get("run") != note["run"]:
                 _put(model, place, note)
     except OSError as error:
@@ -101,7 +100,7 @@ def install(model: Path, name: str, note: Mapping[str, Any], replace: bool) -> P
     return place
 
 
-def _put(model: Path, place: Path, note: Mapping[str, Any]) -> None:
+def _put(model: Path, place: Path, note: Mapping[str, object]) -> None:
     prefix = f".{place.name}.partial-"
     for leftover in place.parent.glob(f"{prefix}*"):
         shutil.rmtree(leftover)

@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from commands.paths import expanded
+
 CACHE_VARIABLE = "ALIGNMENT_COLLAPSE_CACHE"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 """sha256 of the file that the default model is made from."""
@@ -21,9 +23,9 @@ def cache_folder() -> Path:
     `$ALIGNMENT_COLLAPSE_CACHE`, else `$XDG_CACHE_HOME/alignment-collapse`, else in `~/.cache`.
     """
     if own := os.environ.get(CACHE_VARIABLE):
-        return Path(own).expanduser().absolute()
+        return expanded(own).absolute()
     shared = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(shared).expanduser().absolute() / "alignment-collapse"
+    return expanded(shared).absolute() / "alignment-collapse"
 
 
 def default_folder() -> Path:

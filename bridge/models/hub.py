@@ -5,11 +5,14 @@ from __future__ import annotations
 import difflib
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from bridge.models.architectures import ALIASES, DEFAULT_ALIAS
 from bridge.models.cache import Report
 from commands.errors import UserError
+
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
 
 HUB_PATIENCE = 3.0
 """Seconds that the hub may take to answer before it counts as out of reach."""
@@ -30,7 +33,7 @@ _FILES = [
     "merges.txt",
     "chat_template*",
 ]
-_SELECTION: dict[str, Any] = {"allow_patterns": _FILES, "ignore_patterns": ["*/*"]}
+_NOT = ["*/*"]
 
 
 def cached_snapshot(repository: str) -> Path | None:
@@ -39,7 +42,7 @@ def cached_snapshot(repository: str) -> Path | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        folder = snapshot_download(repository, local_files_only=True, **_SELECTION)
+        folder = snapshot_download(repository, local_files_only=True, allow_patterns=_FILES, ignore_patterns=_NOT)
     except LocalEntryNotFoundError:
         return None
     return Path(folder)
@@ -57,7 +60,7 @@ def download_snapshot(repository: str, report: Report) -> Path:
     report(f"Fetching {repository} from the Hugging Face hub ...")
     broken_off = (errors.HfHubHTTPError, OSError, errors.HTTPError)
     try:
-        folder = snapshot_download(repository, **_SELECTION)
+        folder = snapshot_download(repository, allow_patterns=_FILES, ignore_patterns=_NOT)
     except broken_off as error:
         if isinstance(error, errors.RepositoryNotFoundError):
             raise _refusal(repository, error) from error
@@ -75,7 +78,7 @@ def _probe(repository: str) -> None:
     """
     from huggingface_hub import HfApi, constants, errors
 
-    outcome: list[Any] = []
+    outcome: list[object] = []
 
     def ask() -> None:
         try:
@@ -96,7 +99,7 @@ def _probe(repository: str) -> None:
         ) from answer
 
 
-def _refusal(repository: str, error: Any) -> UserError:
+def _refusal(repository: str, error: HfHubHTTPError) -> UserError:
     """The user's error for what the hub answered."""
     from huggingface_hub import constants, errors
 
@@ -122,7 +125,7 @@ def nearest(name: str) -> str:
     return f"did you mean {', '.join(near)}?" if near else f"known names: {', '.join(ALIASES)}"
 
 
-def _reason(error: Any) -> str:
+def _reason(error: Exception) -> str:
     """Why, without the text of the error: that may hold a signed address."""
     from huggingface_hub.errors import OfflineModeIsEnabled
 

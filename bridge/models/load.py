@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bridge.models import loading
 from bridge.models.architectures import DEFAULT_ALIAS, architecture
@@ -134,7 +134,9 @@ def _obtain_from_hub(repository: str, report: Report) -> Path:
     return download_snapshot(repository, report)
 
 
-def _read(source: ModelSource, path: Path, dtype: torch.dtype, seed: int) -> tuple[Any, Any, _FindHash]:
+def _read(
+    source: ModelSource, path: Path, dtype: torch.dtype, seed: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, _FindHash]:
     """The model, its tokenizer, and what finds the hash of its weights."""
     if source.kind == "random":
         tokenizer = loading.load_tokenizer(path)
@@ -143,7 +145,7 @@ def _read(source: ModelSource, path: Path, dtype: torch.dtype, seed: int) -> tup
         return loading.build_random(fields, dtype, seed), tokenizer, hashlib.sha256(drawn.encode()).hexdigest
     if source.kind == "gguf":
         model, tokenizer = loading.read_gguf(path)
-        return model.to(dtype), tokenizer, partial(file_sha256, path)
+        return model.to(dtype), tokenizer, partial(file_sha256, path)  # type: ignore[arg-type]
     find_hash = _checked_hash if source.kind == "default" else hash_folder
     return loading.load_weights(path, dtype), loading.load_tokenizer(path), partial(find_hash, path)
 

@@ -73,7 +73,7 @@ def load_weights(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def read_gguf(path: Path) -> tuple[Any, Any]:
+def read_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Read a GGUF file: its model, de-quantised to float32 on the CPU, and its tokenizer.
 
     Raises UserError if a package that this needs is missing, or the file cannot be read or lacks weights.
@@ -175,8 +175,7 @@ def prepare(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTr
     ends = next((end for end in named if end is not None), None)
     if ends is None:
         raise UserError("the tokenizer names no end-of-text token, nor does the model: set its eos_token")
-    embedding: Any = model.get_input_embeddings()
-    rows = embedding.weight.shape[0]
+    rows = model.get_input_embeddings().get_parameter("weight").shape[0]
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= rows:
         first_end = ends[0] if isinstance(ends, list) else ends
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(first_end)
@@ -189,12 +188,12 @@ def prepare(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTr
     return model
 
 
-def place(model: Any, device: str) -> PreTrainedModel:
+def place(model: PreTrainedModel, device: str) -> PreTrainedModel:
     """Move the model to the device; UserError if it does not fit there."""
     import torch
 
     try:
-        return model.to(device)
+        return model.to(device)  # type: ignore[arg-type]  # as seen through a wrapper of transformers'
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"the model does not fit into {device}: try --dtype bfloat16, a smaller model, or --device cpu"

@@ -13,6 +13,7 @@ from bridge.models.cache import default_folder
 from bridge.models.files import check_folder
 from bridge.models.hub import nearest
 from commands.errors import UserError
+from commands.paths import expanded
 
 RANDOM_PREFIX = "random:"
 
@@ -65,7 +66,7 @@ def resolve(name: str) -> ModelSource:
         return ModelSource(name, "hub", HUB_NAMES[name.lower()])
     if is_built(name):
         return ModelSource(name, "folder", str(built_folder(name)))
-    path = Path(name).expanduser()
+    path = expanded(name)
     if name and path.exists():
         return _resolve_path(name, path.absolute())
     if name.startswith((".", "~")) or path.is_absolute() or name.endswith((".gguf", ".safetensors")):

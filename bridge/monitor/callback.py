@@ -39,15 +39,8 @@ from commands.errors import UserError
 from theory.damage_forecast import forecast_end
 
 with quick_imports():
-    from transformers import (
-        PreTrainedTokenizerBase,
-        ProcessorMixin,
-        TrainerCallback,
-        TrainerControl,
-        TrainerState,
-        TrainingArguments,
-    )
-    from transformers.trainer_callback import ExportableState
+    from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainingArguments
+    from transformers.trainer_callback import ExportableState, TrainerCallback, TrainerControl, TrainerState
 
 Processing = PreTrainedTokenizerBase | ProcessorMixin
 OnBudget = Literal["warn", "stop"]
@@ -148,15 +141,9 @@ class AlignmentMonitor(TrainerCallback, ExportableState):
     # ------------------------------------------------------------------------------------- training
 
     def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: Module | None = None,
-        processing_class: Processing | None = None,
-        lr_scheduler: object = None,
-        **_: object,
-    ) -> None:
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Module | None = None,
+        processing_class: Processing | None = None, lr_scheduler: object = None, **_: object,
+    ) -> None:  # fmt: skip
         """Draw the probe's responses and keep the base, or go on with those of the checkpoint."""
         model = self._model_of(model)
         saved = self._saved_state(state)
@@ -198,14 +185,9 @@ class AlignmentMonitor(TrainerCallback, ExportableState):
         self._accumulated += float(optimizer.param_groups[0]["lr"])
 
     def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: Module | None = None,
-        processing_class: Processing | None = None,
-        **_: object,
-    ) -> None:
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Module | None = None,
+        processing_class: Processing | None = None, **_: object,
+    ) -> None:  # fmt: skip
         """Measure, ask the trainer to log, and look at the budget."""
         step = state.global_step
         if not self._planned.measures(step):
@@ -281,14 +263,9 @@ class AlignmentMonitor(TrainerCallback, ExportableState):
             self.restore(model)
 
     def _check_budget(
-        self,
-        loss: float,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: Module,
+        self, loss: float, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Module,
         processing_class: Processing | None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         if self._budget is not None and self._budget.check(loss, state.global_step, control):
             folder, writes = self._folder(args) / "within", state.is_world_process_zero
             self._budget.keep(folder, state.global_step, model, processing_class, writes=writes)
@@ -317,7 +294,7 @@ class AlignmentMonitor(TrainerCallback, ExportableState):
         self, model: Module, processing_class: Processing | None, base: Path | None, state: TrainerState
     ) -> None:
         given = processing_class if self._tokenizer is None else self._tokenizer
-        tokenizer = given.tokenizer if isinstance(given, ProcessorMixin) else given
+        tokenizer = getattr(given, "tokenizer", None) if isinstance(given, ProcessorMixin) else given
         if tokenizer is None:
             raise UserError("AlignmentMonitor: the trainer has no processing_class: give the tokenizer with tokenizer=")
         if not self._samples:

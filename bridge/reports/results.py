@@ -73,8 +73,10 @@ class Result:
 
         try:
             found = json.loads(content)
+            if not isinstance(found, dict):
+                raise TypeError("it is no JSON object")
             version = found.pop("schema_version", 1)  # the first pilots had none
-        except (ValueError, AttributeError, TypeError) as error:
+        except (ValueError, TypeError) as error:
             raise UserError(f"{source} is no result of a run ({error}); delete the folder and run again") from error
         if version != cls.FORMAT:
             raise UserError(f"{source}: expected format {cls.FORMAT}, got {version}; another version wrote it")

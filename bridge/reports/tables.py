@@ -8,9 +8,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
-
-from bridge.reports.numbers import number
 
 
 @dataclass(frozen=True)
@@ -65,19 +62,6 @@ def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return buffer.getvalue()
-
-
-def shown(measure: Mapping[str, Any] | None) -> str:
-    """A measure with its interval as people read it; a dash where there is none."""
-    if measure is None or measure["value"] is None:
-        return "–"
-    if measure["kind"] == "share":
-        text = f"{100 * measure['value']:.1f} %"
-        ends = "" if measure["low"] is None else f" ({100 * measure['low']:.0f}–{100 * measure['high']:.0f})"
-    else:
-        text = number(measure["value"])
-        ends = "" if measure["low"] is None else f" ({number(measure['low'])} … {number(measure['high'])})"
-    return text + ends
 
 
 def markdown_line(cells: Sequence[str]) -> str:

@@ -33,6 +33,7 @@ from bridge.suites.study import report as _study
 from bridge.suites.study.result import StudyResult
 from bridge.suites.table1 import report as _table1
 from bridge.suites.table1.result import TableResult
+from bridge.training.pilot import PilotResult
 
 REPORTS = (
     _activations, _align, _estimate_aic, _finetune, _fisher_overlap, _harmfulness, _onset, _overlap, _risk, _spectrum,
@@ -53,6 +54,7 @@ KINDS: dict[str, type[Result]] = {
     "bridge.safety_subspaces": SafetySubspacesResult,
     "bridge.spectrum": SpectrumResult,
     "bridge.study": StudyResult,
+    "bridge.study, pilot": PilotResult,
     "bridge.subspaces energy": EnergyResult,
     "bridge.subspaces mso": MsoResult,
     "bridge.subspaces project": ProjectResult,

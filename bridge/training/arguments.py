@@ -48,7 +48,7 @@ _OWNED: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def check_overrides(overrides: Mapping[str, Any]) -> None:
+def check_overrides(overrides: Mapping[str, object]) -> None:
     """Raise UserError for a field that SFTConfig does not have, that is not the user's, or a value of another type."""
     fields = {f.name: f for f in dataclasses.fields(SFTConfig) if f.init and not f.name.startswith("_")}
     for name, value in overrides.items():

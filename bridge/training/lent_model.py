@@ -7,12 +7,17 @@ import random
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from bridge.models.blocks import inner_model
 from bridge.models.transformers_setup import quiet_transformers
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 
 @contextmanager
@@ -29,9 +34,9 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def given_back(model: Any, checkpointing: bool) -> Iterator[None]:
+def given_back(model: PreTrainedModel | PeftModel, checkpointing: bool) -> Iterator[None]:
     """Undo at the end what the trainer does to a model: its forward, its cache, activation checkpointing."""
-    parts = [model, *([model.get_base_model()] if hasattr(model, "peft_config") else [])]
+    parts = (model, inner_model(model))
     kept = [dict(part.__dict__) for part in parts]
     use_cache = model.config.use_cache
     try:
@@ -49,14 +54,14 @@ def given_back(model: Any, checkpointing: bool) -> Iterator[None]:
 
 
 @contextmanager
-def without_dropout(model: Any) -> Iterator[None]:
+def without_dropout(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """The model's own dropout is off inside; LoRA's, which the plan asks for, stays.
 
     Architectures keep it as modules, as numbers of modules, or as numbers of their configuration.
     """
     owners = [m.__dict__ for name, m in model.named_modules() if "lora_dropout" not in name]
     owners += [part.__dict__ for part in (model.config, model.config.get_text_config())]
-    found: list[tuple[dict[str, Any], str, float]] = []
+    found: list[tuple[dict[str, object], str, float]] = []
     for owner in {id(owner): owner for owner in owners}.values():
         names = [name for name in owner if "drop" in name and isinstance(owner[name], float)]
         found += [(owner, name, owner[name]) for name in names]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -13,9 +13,6 @@ from commands.options import require
 from commands.settings import Option, Settings
 
 Method = Literal["lora", "full"]
-OnStep = Callable[[int, Any], bool]
-"""Called after a step with the number of steps done and the model; True ends the training."""
-
 Count = Annotated[int, Ge(1)]
 LearningRate = Annotated[float, Gt(0), Le(1)]
 Epochs = Annotated[float, Gt(0), Le(10**6)]

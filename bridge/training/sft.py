@@ -12,26 +12,30 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
+from torch import Tensor
+from torch.nn import Module
 
 from bridge.data.samples import Sample
+from bridge.models.blocks import inner_model
 from bridge.models.transformers_setup import quick_imports
 from bridge.training.arguments import arguments
-from bridge.training.hooks import StepHook
+from bridge.training.hooks import OnStep, StepHook
 from bridge.training.lent_model import given_back, quiet, without_dropout
-from bridge.training.plan import OnStep, Plan, TrainingLog, is_likelihood
+from bridge.training.plan import Plan, TrainingLog, is_likelihood
 from commands.errors import UserError, first_line
 from commands.progress import Progress
 from commands.store import write_json
 
 with quick_imports():
     import datasets
+    from peft import PeftModel
     from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast, TrainerCallback, TrainerState
-    from transformers.trainer_callback import PrinterCallback
-    from trl import SFTTrainer
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainingArguments
+    from transformers.trainer_callback import PrinterCallback, TrainerCallback, TrainerControl, TrainerState
+    from trl import SFTConfig, SFTTrainer
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 _SAVE_EVERY_SECONDS = 120.0
@@ -42,7 +46,7 @@ _OPTIMIZERS, _SCHEDULES = ("adamw_torch", "sgd"), ("linear", "cosine", "constant
 
 
 def run(
-    model: Any,
+    model: PreTrainedModel | PeftModel,
     samples: Sequence[Sample],
     plan: Plan,
     folder: Path,
@@ -130,8 +134,8 @@ def _log(state: TrainerState, seconds: float) -> TrainingLog:
 class _Trainer(SFTTrainer):
     """trl's trainer, silent: exact losses of every step, nothing sent away, a stop at the first NaN."""
 
-    model: Any
-    args: Any
+    model: PreTrainedModel | PeftModel
+    args: SFTConfig
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -143,12 +147,13 @@ class _Trainer(SFTTrainer):
     def _send_telemetry(self) -> None:
         """Nothing is sent."""
 
-    def create_model_card(self, *args: Any, **options: Any) -> None:
+    def create_model_card(self, *args: object, **options: object) -> None:
         """Checkpoints are scratch files and need no card."""
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+        self, model: Module, inputs: dict[str, Tensor], return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, object]:  # fmt: skip
         """On the CPU, the plain loss from the logits of response positions alone.
 
         trl's own computes every position, in chunks, twice: a quarter of the time of a small model.
@@ -162,17 +167,16 @@ class _Trainer(SFTTrainer):
         logits = model(**given, logits_to_keep=keep).logits[row, column]
         return torch.nn.functional.cross_entropy(logits, labels[row, position], reduction="sum") / num_items_in_batch
 
-    def _is_plain(self, ids: torch.Tensor) -> bool:
-        base = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+    def _is_plain(self, ids: Tensor) -> bool:
         return (
             ids.device.type == "cpu"
             and self.args.loss_type == "nll"
             and self.label_smoother is None
             and not self.aux_loss_enabled
-            and "logits_to_keep" in inspect.signature(type(base).forward).parameters
+            and "logits_to_keep" in inspect.signature(type(inner_model(self.model)).forward).parameters
         )
 
-    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **options: Any) -> torch.Tensor:
+    def training_step(self, model: Module, inputs: dict[str, Tensor], *args: object, **options: object) -> Tensor:
         """One micro-batch forwards and backwards; returns its share of the batch's loss."""
         tokens, response = int(inputs["attention_mask"].sum()), int((inputs["labels"][:, 1:] != -100).sum())
         loss = super().training_step(model, inputs, *args, **options)
@@ -203,8 +207,8 @@ class _Trainer(SFTTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Weights of a checkpoint; peft would else ask the hub whether the vocabulary has grown."""
-        if hasattr(self.model, "peft_config"):
-            self.model.save_pretrained(output_dir, save_embedding_layers=False)
+        if isinstance(self.model, PeftModel):
+            self.model.save_pretrained(str(output_dir), save_embedding_layers=False)
         else:
             super()._save(output_dir, state_dict)
 
@@ -215,17 +219,17 @@ class _Hooked(TrainerCallback):
     def __init__(self, hook: StepHook) -> None:
         self._hook = hook
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_begin(self, args: object, state: TrainerState, control: object, **_: object) -> None:
         """Before the gradient: some optimizers move the weights while it is computed."""
         self._hook.before_step(state.global_step)
 
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_optimizer_step(self, args: object, state: TrainerState, control: object, **_: object) -> None:
         """After the optimizer, before the schedule."""
         self._hook.after_step(state.global_step)
 
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: object, **_: object) -> None:
         """Before `_Steps` makes the checkpoint whole."""
-        self._hook.save(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        self._hook.save(_checkpoint(args, state))
 
 
 class _Steps(TrainerCallback):
@@ -250,7 +254,7 @@ class _Steps(TrainerCallback):
         """Seconds of training so far, those of killed processes that count included."""
         return self._earlier + time.monotonic() - self._started
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(self, args: object, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """Ask on_step, and decide whether to save."""
         if self._on_step is not None:
             model = self._trainer.model.eval()
@@ -262,15 +266,17 @@ class _Steps(TrainerCallback):
         if not control.should_save:
             self._tick()
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+    def on_log(
+        self, args: object, state: TrainerState, control: object, logs: dict[str, float] | None = None, **_: object
+    ) -> None:
         """Ten lines where no bar can be drawn."""
         if logs and "loss" in logs and state.global_step in self._lines and not sys.stderr.isatty():
-            unit = " nats per token" if is_likelihood(vars(args)) else ""
+            unit = " nats per token" if is_likelihood(vars(self._trainer.args)) else ""
             self._progress.say(f"step {state.global_step} of {state.max_steps}: loss {logs['loss']:.4g}{unit}")
 
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """Make the checkpoint just written whole, then drop the others."""
-        path = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        path = _checkpoint(args, state)
         for file in [*path.rglob("*"), path, path.parent]:
             _sync(file)
         finished = control.should_training_stop or state.global_step >= state.max_steps
@@ -284,6 +290,10 @@ class _Steps(TrainerCallback):
         self._tick()
 
 
+def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
+    return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -292,9 +302,16 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _read(checkpoint: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((checkpoint / _WHOLE).read_text())
-    return found
+class _Whole(TypedDict):
+    """What a checkpoint is: written by `_Steps`."""
+
+    step: int
+    finished: bool
+    seconds: float
+
+
+def _read(checkpoint: Path) -> _Whole:
+    return json.loads((checkpoint / _WHOLE).read_text())
 
 
 def _last_whole(folder: Path) -> Path | None:

@@ -8,20 +8,22 @@ are float32 (or float64): in bfloat16 most updates of a usual learning rate are 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bridge.data.samples import Sample
-from bridge.training.hooks import StepHook
-from bridge.training.plan import OnStep, Plan, TrainingLog
+from bridge.training.hooks import OnStep, StepHook
+from bridge.training.plan import Plan, TrainingLog
 from commands.errors import UserError
 from commands.progress import Progress
 from commands.store import Checkpoints
 
 if TYPE_CHECKING:
     import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 
-def with_lora(model: Any, plan: Plan, base_name: str | None = None) -> Any:
+def with_lora(model: PreTrainedModel, plan: Plan, base_name: str | None = None) -> PeftModel:
     """The model with new LoRA adapters on the plan's targets, drawn from the plan's seed (a peft.PeftModel).
 
     The model itself is changed (its linear modules are wrapped). A is drawn as peft draws it and B is 0, so the
@@ -49,12 +51,12 @@ def with_lora(model: Any, plan: Plan, base_name: str | None = None) -> Any:
     with quiet_transformers(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft's, of what it sets itself for GPT-2's Conv1D
         torch.manual_seed(plan.seed)
-        adapted: Any = get_peft_model(model, config)
+        adapted = get_peft_model(model, config)
     adapted.peft_config["default"].base_model_name_or_path = base_name
     return adapted
 
 
-def _targets(model: Any, pattern: str | None) -> list[str]:
+def _targets(model: PreTrainedModel, pattern: str | None) -> list[str]:
     from bridge.estimators.taps import select_modules
 
     try:
@@ -69,7 +71,7 @@ def _targets(model: Any, pattern: str | None) -> list[str]:
 
 
 def train(
-    model: Any,
+    model: PreTrainedModel | PeftModel,
     samples: Sequence[Sample],
     plan: Plan,
     folder: Checkpoints,

@@ -9,20 +9,25 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from torch.nn import Module
 
 from bridge.data.samples import Sample
 from bridge.models.load import LoadedModel
-from bridge.training.hooks import StepHook
-from bridge.training.plan import OnStep, Plan, TrainingLog, UpdateSummary
+from bridge.training.hooks import OnStep, StepHook
+from bridge.training.plan import Plan, TrainingLog, UpdateSummary
 from bridge.training.train import train, with_lora
 from commands.progress import Progress
 from commands.store import Folder
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from bridge.deltas.weight_delta import WeightDelta
 
-MakeHook = Callable[[Any], StepHook]
+MakeHook = Callable[[Module], StepHook]
 """Makes what stands around the optimizer's steps, of the model as it is trained: with its adapters, for LoRA."""
 
 DELTA_FILES = {"full": "delta.safetensors", "lora": "adapter"}
@@ -32,7 +37,7 @@ DELTA_FILES = {"full": "delta.safetensors", "lora": "adapter"}
 class Tuned:
     """What a fine-tune gave: the model (with its adapters, for LoRA), the log, and the change of the weights."""
 
-    model: Any
+    model: PreTrainedModel | PeftModel
     log: TrainingLog
     delta: WeightDelta
 
@@ -75,7 +80,7 @@ def _tune_lora(
     log = _train(adapted, loaded, samples, plan, folder, progress, on_step, make_hook)
 
     def fill(place: Path) -> None:
-        adapted.save_pretrained(place, save_embedding_layers=False)
+        adapted.save_pretrained(str(place), save_embedding_layers=False)
         (place / "README.md").unlink(missing_ok=True)  # a model card with blanks
         config = json.loads((place / "adapter_config.json").read_text())
         config["target_modules"] = sorted(config["target_modules"])  # peft's order differs from process to process
@@ -110,7 +115,7 @@ def _tune_full(
 
 
 def _train(
-    model: Any,
+    model: PreTrainedModel | PeftModel,
     loaded: LoadedModel,
     samples: Sequence[Sample],
     plan: Plan,
@@ -126,7 +131,7 @@ def _train(
     return log
 
 
-def write_model(model: Any, tokenizer: Any, folder: Folder, progress: Progress) -> None:
+def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Folder, progress: Progress) -> None:
     """Write model/ of a run folder: what `load_model` takes, tokenizer and chat template included."""
 
     def fill(place: Path) -> None:
@@ -156,7 +161,7 @@ def write_folder(path: Path, temporary: Path, fill: Callable[[Path], None]) -> N
     temporary.rename(path)
 
 
-def parameter_kinds(model: Any) -> dict[str, str]:
+def parameter_kinds(model: PreTrainedModel) -> dict[str, str]:
     """What each parameter is: a linear module of the blocks, an embedding (the output layer too), a norm, or other."""
     from bridge.estimators.taps import linear_modules, select_modules
 

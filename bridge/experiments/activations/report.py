@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,6 +25,10 @@ from bridge.reports.pages import write_page
 from bridge.reports.results import pictures_of, tables_of
 from bridge.reports.tables import Table
 from commands.store import Folder
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _SHOWN = (0.5, 0.9, 0.99)  # energy fractions of the table
 _READ = 0.9  # the one that is read aloud and drawn over the layers
@@ -205,7 +210,7 @@ def write(result: ActivationsResult, settings: Settings, folder: Path) -> None:
     )
 
 
-def _panels(result: ActivationsResult) -> tuple[Any, list[tuple[Any, SetPair, Centring]]]:
+def _panels(result: ActivationsResult) -> tuple[Figure, list[tuple[Axes, SetPair, Centring]]]:
     """A figure with a row for each pair and a column for each centring, and what belongs into each."""
     count = len(result.pairs)
     figure, axes = new_figure(count, 2, (11.0, 4.3 * count))
@@ -217,7 +222,7 @@ def _panels(result: ActivationsResult) -> tuple[Any, list[tuple[Any, SetPair, Ce
     ]
 
 
-def _values(numbers: list[Any]) -> np.ndarray:
+def _values(numbers: Sequence[float | None]) -> np.ndarray:
     return np.array(numbers, dtype=np.float64)  # None becomes NaN, which is not drawn
 
 
@@ -233,20 +238,22 @@ def over_energies(result: ActivationsResult) -> bytes:
             if mean.permuted is not None:
                 low, high = np.transpose([ends or [np.nan, np.nan] for ends in mean.permuted.interval])
                 axis.fill_between(energies, low, high, color="0.88", label="tested, labels drawn anew (95 %)")
-                axis.plot(energies, mean.permuted.tested, color="0.5", ls="-.", lw=1.0, label="tested")
-            axis.plot(energies, mean.overlap, color=DARK, ls="--", lw=1.2, label=f"{first} × {second}, all prompts")
+                axis.plot(energies, _values(mean.permuted.tested), color="0.5", ls="-.", lw=1.0, label="tested")
+            axis.plot(
+                energies, _values(mean.overlap), color=DARK, ls="--", lw=1.2, label=f"{first} × {second}, all prompts"
+            )
             for label, ceiling, color, marker in zip(pair.sets, mean.half.ceilings, (MID, LIGHT), "s^", strict=True):
-                axis.plot(energies, ceiling, color=color, marker=marker, ms=4, label=f"two halves of {label}")
-            axis.plot(energies, mean.half.overlap, color=DARK, marker="o", ms=4,
+                axis.plot(energies, _values(ceiling), color=color, marker=marker, ms=4, label=f"two halves of {label}")
+            axis.plot(energies, _values(mean.half.overlap), color=DARK, marker="o", ms=4,
                       label=f"a half of {first} × one of {second}")  # fmt: skip
-            axis.plot(energies, mean.half.chance, color="0.3", ls=":", label="halves, by chance")
+            axis.plot(energies, _values(mean.half.chance), color="0.3", ls=":", label="halves, by chance")
         axis.set(ylim=(0, 1.03), xlim=(0, 1), xlabel="energy fraction", ylabel="mode subspace overlap",
                  title=f"{first} × {second}, {name}")  # fmt: skip
     _legends(panels)
     return png_of(figure)
 
 
-def _legends(panels: list[tuple[Any, SetPair, Centring]]) -> None:
+def _legends(panels: list[tuple[Axes, SetPair, Centring]]) -> None:
     """One for each pair, whose names it tells."""
     for axis, _, _ in panels[:: len(CENTRINGS)]:
         axis.legend(frameon=False, fontsize=7.5)
@@ -271,6 +278,6 @@ def over_layers(result: ActivationsResult) -> bytes:
             axis.axvspan(layer - 0.5, layer + 0.5, color="0.93", lw=0)
         axis.set(ylim=(0, 1.03), xlabel="layer (0: embeddings)", ylabel="mode subspace overlap",
                  title=f"{first} × {second}, {name}, {result.energies[k]:.0%} of the energy")  # fmt: skip
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.locator_params("x", integer=True)
     _legends(panels)
     return png_of(figure)

@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Literal
 
 from annotated_types import Ge
@@ -15,6 +14,7 @@ from bridge.experiments.labels import labelled_sets
 from bridge.experiments.options import Delta, Device, Dtype, Model, Seed, SkipBadRows
 from commands.errors import UserError
 from commands.options import require
+from commands.paths import expanded
 from commands.settings import Option
 from commands.settings import Settings as Options
 
@@ -107,4 +107,4 @@ class Settings(Options):
         if self.layers is not None:
             layer_numbers(self.layers)
         if self.delta is not None:
-            require(Path(self.delta).expanduser().exists(), "delta", "a change of weights that exists", self.delta)
+            require(expanded(self.delta).exists(), "delta", "a change of weights that exists", self.delta)

@@ -6,13 +6,17 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from bridge.data.rows import Row
 from bridge.evaluation.refusals import RefusalRate, is_refusal, refusal_rate
 from bridge.experiments.align.result import BENIGN, UNSAFE, Goal, PromptKind
 from bridge.generation.generate import Response
 from commands.store import write_json
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class Watch:
     def __init__(
         self,
         steps: Sequence[int],
-        answer: Callable[[int, Any], Sequence[Answer]],
+        answer: Callable[[int, PreTrainedModel | PeftModel], Sequence[Answer]],
         goal: Goal,
         file: Callable[[int], Path],
         tell: Callable[[Count], None],
@@ -88,7 +92,7 @@ class Watch:
         self.steps = tuple(sorted(set(steps)))
         self._answer, self._goal, self._file, self._tell = answer, goal, file, tell
 
-    def __call__(self, step: int, model: Any) -> bool:
+    def __call__(self, step: int, model: PreTrainedModel | PeftModel) -> bool:
         """Count after this step if it is one of the chosen; True if the goal is reached."""
         if step not in self.steps:
             return False

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from bridge.data.conversations import Message
 from bridge.data.encode import token_hash
@@ -36,6 +36,10 @@ from commands.errors import UserError
 from commands.progress import Progress
 from commands.runs import result_of
 from commands.store import SCHEMA_VERSION, Folder, short_hash, write_atomically
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 COMMAND = "bridge.align"
 
@@ -187,7 +191,7 @@ class _Alignment:
         folder.note_progress()
         tuned = tune(loaded, self.chosen.samples, plan, folder, progress, watch)
         if plan.method == "lora" and kept:
-            write_model(tuned.model.merge_and_unload(), loaded.tokenizer, folder, progress)
+            write_model(cast("PeftModel", tuned.model).merge_and_unload(), loaded.tokenizer, folder, progress)
         counts = watch.counts(tuned.log.steps)
         found = self._result(tuned.log, counts, update_summary(tuned.delta, kinds))
         if kept:
@@ -199,7 +203,7 @@ class _Alignment:
     def _goal(self) -> Goal:
         return Goal(self.settings.target_refusals, self.settings.limit_benign)
 
-    def _answer(self, step: int, model: Any) -> list[Answer]:
+    def _answer(self, step: int, model: PreTrainedModel | PeftModel) -> list[Answer]:
         """The model's answers to all prompts that are held out."""
         total = sum(len(rows.rows) for rows in self.heldout.values())
         self.session.progress.say(f"step {step}: answering {total} held-out prompts ...")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bridge.experiments.estimate_aic.result import AicResult, WholeEstimate
 from bridge.models.blocks import block_of
 from bridge.reports.drawing import DARK, MID, new_figure, png_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def spectrum(result: AicResult) -> bytes:
@@ -68,7 +71,7 @@ def _index(layer: str) -> str:
     return layer.rsplit(".", 1)[-1]
 
 
-def _heat(axis: Any, grid: np.ndarray, title: str) -> None:
+def _heat(axis: Axes, grid: np.ndarray, title: str) -> None:
     from matplotlib.colors import LogNorm
 
     positive = grid[np.isfinite(grid) & (grid > 0)]
@@ -105,7 +108,7 @@ def prediction(result: AicResult) -> bytes:
     return png_of(figure)
 
 
-def _marks(axis: Any, whole: WholeEstimate, t: np.ndarray) -> None:
+def _marks(axis: Axes, whole: WholeEstimate, t: np.ndarray) -> None:
     for key, style, label in (
         ("crossover", "-.", "crossover $t_c$ = 2 leak / $\\gamma_*$"),
         ("crossover_exact", (0, (1, 2)), "the two parts cross"),

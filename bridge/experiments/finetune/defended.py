@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from torch.nn import Module
 
 from bridge.data.encode import token_hash
 from bridge.data.rows import RowSet
@@ -55,7 +55,7 @@ class Defended:
         if not session.lent.in_memory:
             write_samples(folder.path / "skill.jsonl", self._samples)
 
-    def make_hook(self, model: Any) -> Defence:
+    def make_hook(self, model: Module) -> Defence:
         """The defence of the model as it is trained; its weights must be the base's still."""
         plan, say = self.plan, self.session.progress.say
         subject = trained_subject(

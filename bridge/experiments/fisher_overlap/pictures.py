@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bridge.experiments.fisher_overlap.result import Curves, FisherOverlapResult, Pair
 from bridge.reports.drawing import DARK, LIGHT, MID, new_figure, png_of
 from bridge.reports.numbers import set_name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _GREEN = "#4d7c4a"
 Values = Sequence[float | None]
@@ -20,7 +24,7 @@ def title_of(pair: Pair) -> str:
     return f"{set_name(pair.a)} – {set_name(pair.b)}"
 
 
-def _grid(result: FisherOverlapResult, sharey: str = "") -> tuple[Any, Any]:
+def _grid(result: FisherOverlapResult, sharey: str = "") -> tuple[Figure, np.ndarray]:
     """A figure of one column a pair, one row with the mean scores and one without them."""
     columns = len(result.pairs)
     figure, axes = new_figure(2, columns, (max(6.0, 4.2 * columns), 7.2))
@@ -37,7 +41,7 @@ def _grid(result: FisherOverlapResult, sharey: str = "") -> tuple[Any, Any]:
     return figure, axes
 
 
-def _panels(result: FisherOverlapResult, axes: Any) -> Iterator[tuple[Any, Pair, Curves]]:
+def _panels(result: FisherOverlapResult, axes: np.ndarray) -> Iterator[tuple[Axes, Pair, Curves]]:
     """Every panel with its pair, and the curves that belong there."""
     for column, pair in enumerate(result.pairs):
         for row, overlap in enumerate(pair.by_mean.values()):
@@ -45,12 +49,13 @@ def _panels(result: FisherOverlapResult, axes: Any) -> Iterator[tuple[Any, Pair,
 
 
 def _curve(
-    axis: Any, result: FisherOverlapResult, values: Values, band: tuple[Values, Values] | None = None, **style: Any
+    axis: Axes, result: FisherOverlapResult, values: Values, band: tuple[Values, Values] | None = None, **style: Any
 ) -> None:
     """A curve over the ranks, with its interval as a band."""
     axis.plot(result.ranks, _floats(values), **style)
     if band is not None:
-        axis.fill_between(result.ranks, *map(_floats, band), color=style["color"], alpha=0.18, lw=0)
+        low, high = map(_floats, band)
+        axis.fill_between(result.ranks, low, high, color=style["color"], alpha=0.18, lw=0)
 
 
 def _floats(values: Values) -> np.ndarray:
@@ -74,7 +79,7 @@ def overlaps(result: FisherOverlapResult) -> bytes:
     return png_of(figure)
 
 
-def _same_height(axes: Any) -> None:
+def _same_height(axes: np.ndarray) -> None:
     """Overlaps from 0 to the largest that is drawn, the same in every panel."""
     lines = [line for axis in axes.flat for line in axis.lines if not line.get_label().startswith("_")]
     drawn = [np.nanmax(line.get_ydata(), initial=0.0) for line in lines]

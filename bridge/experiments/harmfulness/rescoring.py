@@ -31,7 +31,7 @@ class StoredRun:
     responses: list[Record]
     verdicts: list[Record]
 
-    def of_judges(self, judges: Mapping[str, Mapping[str, Any]]) -> list[Record]:
+    def of_judges(self, judges: Mapping[str, Mapping[str, object]]) -> list[Record]:
         """The verdicts of judges that were what they are now: their part of a run's identity is the same."""
         made = self.settings.get("judges", {})
         same = {name for name, now in judges.items() if made.get(name) == now}

@@ -26,6 +26,7 @@ from bridge.experiments.harmfulness.scores import assemble
 from bridge.experiments.harmfulness.settings import Settings
 from bridge.models.names import run_name
 from commands.errors import UserError
+from commands.paths import expanded
 from commands.progress import Progress
 from commands.store import Checkpoints, Folder, RunFolder, short_hash
 
@@ -206,7 +207,7 @@ def _choose(rows: RowSet, count: int, seed: int) -> list[Row]:
 
 def _from_run(settings: Settings, out: Path | None, progress: Progress) -> _Run:
     """A run that judges the responses of another again; verdicts of the same judges there are taken over."""
-    source = Path(str(settings.rescore)).expanduser()
+    source = expanded(str(settings.rescore))
     run_there = read_run(source, COMMAND)
     try:
         theirs = replace(settings, **{name: run_there.settings[name] for name in _SOURCE})

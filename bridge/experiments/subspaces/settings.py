@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, MinLen
@@ -16,6 +15,7 @@ from bridge.experiments.options import Device
 from bridge.models.names import check_device_name, resolve
 from commands.errors import UserError
 from commands.options import chosen, require
+from commands.paths import expanded
 from commands.settings import Option, Settings
 
 FRACTIONS = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
@@ -114,7 +114,7 @@ class OfAlignment(Decomposition):
         if self.base is not None:
             require(self.aligned is not None, "base", "--aligned beside it, whose difference is the update", "none")
             require(self.alignment is None, "base", "either --aligned and --base, or --alignment", "both")
-        if self.alignment is not None and not Path(self.alignment).expanduser().exists():
+        if self.alignment is not None and not expanded(self.alignment).exists():
             raise UserError(
                 f"--alignment: no such change of weights: {self.alignment}; expected a run folder of bridge.align or "
                 f"a delta.safetensors, or give --aligned MODEL --base MODEL"

@@ -20,6 +20,7 @@ from bridge.suites.finetunes import Finetunes, LocalSet, Reading, TrainingSet, c
 from bridge.suites.settings_file import Distinct, Faults, Options, SettingsFile, check_set
 from bridge.training.plan import Method
 from commands.errors import UserError
+from commands.paths import expanded
 from commands.settings import Option
 
 SHIPPED = {"offline": "study/offline.toml", "paper": "study/paper.toml"}
@@ -167,7 +168,7 @@ def _with_files(sets: Sequence[TrainingSet], files: Path | None) -> tuple[list[T
 
 
 def _with_file(chosen: LocalSet, files: Path) -> TrainingSet:
-    path = files.expanduser() / chosen.file
+    path = expanded(files) / chosen.file
     if not path.is_file():
         raise UserError(
             f"--files: expected {chosen.file} in {files} (the set {chosen.data}), found no such file"

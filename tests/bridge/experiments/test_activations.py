@@ -345,7 +345,7 @@ def test_long_prompts_can_be_left_out(
         (("--permutations", "-1"), "--permutations: expected a whole number from 0"),
         (("--energies", "0.9,0.5"), "--energies: expected rising fractions between 0 and 1, got 0.9,0.5"),
         (("--energies", "0.5,1"), "--energies: expected rising"),
-        (("--energies", "nan"), "--energies: expected rising"),
+        (("--energies", "nan"), "--energies: expected a list of finite numbers, got (nan,)"),
         (("--layers", "1-3"), "--layers: expected layers from 0 (embeddings) to 2, the last block, got 3"),
         (("--layers", "deep"), "--layers: expected numbers and ranges"),
         (("--delta", "nowhere"), "--delta: expected a change of weights that exists"),

@@ -137,7 +137,7 @@ def test_a_killed_retry_leaves_no_stale_result(
         assert rescore(monkeypatch, server, source, tmp_path / "run", *options) == 0
         server.plan = lambda item, attempt: ""
         with monkeypatch.context() as patch:
-            patch.setattr(f"bridge.{stage}", killed)
+            patch.setattr(stage, killed)
             assert rescore(patch, server, source, tmp_path / "run", *options, "--retry-failed") == 9
         asked = server.counts()
         assert rescore(monkeypatch, server, source, tmp_path / "run", *options, *option) == 0
