@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bridge.api import load_result
-from bridge.reports.results import tables_of
+from bridge.reports.results import pictures_of, tables_of
 from bridge.suites.kinds import KINDS
 from commands.errors import UserError
 
@@ -22,6 +22,7 @@ def test_an_old_run_is_read_as_it_was_written(name: str) -> None:
     assert "<table>" in result._repr_html_()
     assert str(result)
     assert len(result.to_frame())
+    assert all(picture.startswith(b"\x89PNG") for picture in pictures_of(result).values())
 
 
 def test_every_kind_of_result_is_shown_by_its_own_report() -> None:
