@@ -347,7 +347,7 @@ class Model:
         from bridge.experiments.session import Lent
 
         with undisturbed(), nullcontext(self._loaded) if self._given is None else borrowed(*self._given) as loaded:
-            state = f"{self.name} {loaded.dtype} {loaded.device}"
+            state = f"{loaded.source} {loaded.dtype} {loaded.device} "
             if self._given is not None:
                 state += fingerprint(loaded.model)
             if state != self._answers[0]:

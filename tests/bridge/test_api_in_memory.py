@@ -202,6 +202,18 @@ def test_a_run_by_name_is_resumed_by_the_same_model_in_memory(workplace: Path, t
         bridge.Model(moved, tokenizer).spectrum(rows, folder=tmp_path / "run", **options)
 
 
+def test_a_model_without_a_name_is_called_by_its_class(workplace: Path, tokenizer: Any, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_config(load(workplace).config)
+    model.config.name_or_path = model.name_or_path = ""
+    lent = bridge.Model(model, tokenizer)
+    rows, options = workplace / "skill.jsonl", {"num_skill": 6, "rank": 3, **SHORT}
+    found = lent.spectrum(rows, folder=tmp_path / "run", **options)
+    assert found.model == lent.name == "LlamaForCausalLM"
+    assert found.to_dict() == lent.spectrum(rows, **options).to_dict() == bridge.load_result(tmp_path / "run").to_dict()
+
+
 def test_a_model_that_was_trained_meanwhile_answers_anew(workplace: Path, tokenizer: Any) -> None:
     model = load(workplace)
     lent, options = bridge.Model(model, tokenizer), {"num_skill": 6, "rank": 3, **SHORT}
