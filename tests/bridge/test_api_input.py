@@ -86,7 +86,7 @@ def test_prompts_in_memory_are_asked(model: Any, workplace: Path) -> None:
 
 
 def test_bad_rows_may_be_left_out(model: Any) -> None:
-    bad = [PAIRS[0], {"completion": "x"}, *PAIRS[1:], ["no turn"]]
+    bad = [PAIRS[0], {"completion": "x"}, *PAIRS[1:], [{"role": "bot", "content": "x"}]]
     samples = model.samples(bad, 8, skip_bad_rows=True, **SHORT)
     assert len(samples.rows.skipped) == 2
     assert "row 2" in samples.rows.skipped[0]
