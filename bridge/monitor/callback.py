@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch.nn import Module
 from torch.optim import Optimizer
@@ -29,13 +30,13 @@ from bridge.models.transformers_setup import quick_imports
 from bridge.monitor.arguments import check_arguments
 from bridge.monitor.budget import Budget
 from bridge.monitor.files import load_base, put_back, save_base
-from bridge.monitor.forecast import forecast
 from bridge.monitor.logs import LogWriter
 from bridge.monitor.processes import of_first_process
 from bridge.monitor.rows import Drawn, Responses, Skill, pad_id, plain_skill, skill_samples
 from bridge.monitor.schedule import Clock, Schedule, default_interval, remaining_learning_rate
 from bridge.monitor.skill import WatchedSkill
 from commands.errors import UserError
+from theory.damage_forecast import forecast_end
 
 with quick_imports():
     from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainingArguments
@@ -358,13 +359,19 @@ class AlignmentMonitor(TrainerCallback, ExportableState):
         return {name: value for name, value in named.items() if value is not None}
 
     def _forecast(self, loss: float, state: TrainerState) -> dict[str, float]:
-        """The end's utility loss, but at the end."""
-        step, end = state.global_step, self._end
+        """The end's utility loss, but at the end; nothing before there are three measurements that can be used."""
+        step = state.global_step
         if step >= state.max_steps:
             return {}
+        points = [(point["accumulated_learning_rate"], point["utility_loss"]) for point in self.history]
+        accumulated, losses = np.array([*points, (self._accumulated, loss)], dtype=np.float64).T
+        end = self._end
         if end is None:  # the schedule is no function of the step: the mean rate so far is taken to stay
             end = self._accumulated * (state.max_steps - self._begun_at) / (step - self._begun_at)
-        return forecast(self.history, self._accumulated, loss, end)
+        found = forecast_end(accumulated, losses, max(end, self._accumulated))
+        if found is None:
+            return {}
+        return {"forecast": found.value, "forecast_low": found.low, "forecast_high": found.high}
 
     # ---------------------------------------------------------------------------------- checkpoints
 
